@@ -1,0 +1,3 @@
+"""whet makes LLM agents better and proves it."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,46 @@
+"""An agent is a value: a policy with the instructions and the memory that go into its prompt."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from whet.policies.base import Policy, Sampling
+from whet.types import Task, Turn
+
+P_co = TypeVar("P_co", bound=Policy, covariant=True)
+
+
+@dataclass(frozen=True)
+class Agent(Generic[P_co]):
+    """A policy and what surrounds it. Never mutated: `replace` gives another agent.
+
+    `memory` maps a task's id to notes about that task; notes under the key `""` go into every prompt.
+    """
+
+    policy: P_co
+    instructions: str = ""
+    """Added to the environment's own."""
+    memory: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    sampling: Sampling = Sampling()
+
+    def replace(self, **changes: Any) -> Agent[Any]:
+        """This agent with other parts, such as `agent.replace(policy=...)`."""
+        return dataclasses.replace(self, **changes)
+
+    def prompt(self, task: Task, instructions: str, observation: str | tuple[Turn, ...]) -> tuple[Turn, ...]:
+        """The turns that open an episode: a system turn, then the notes of the memory with the first observation."""
+        system = "\n\n".join(part for part in (instructions, self.instructions) if part)
+        first = (Turn(role="user", content=observation),) if isinstance(observation, str) else observation
+        notes = (*self.memory.get("", ()), *self.memory.get(task.id, ()))
+        if notes:
+            hints = "\n".join(f"Hint: {note}" for note in notes)
+            head = next((i for i, turn in enumerate(first) if turn.role == "user"), None)
+            if head is None:
+                first = (Turn(role="user", content=hints), *first)
+            else:
+                told = dataclasses.replace(first[head], content=f"{hints}\n{first[head].content}")
+                first = (*first[:head], told, *first[head + 1 :])
+        return ((Turn(role="system", content=system),) if system else ()) + first

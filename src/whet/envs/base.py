@@ -1,0 +1,228 @@
+"""What an agent acts in. One object is one episode; `EnvFactory` makes the objects.
+
+    class Shop(Env):
+        instructions = "Find the price, then answer."
+
+        def reset(self, task):            # -> the first observation
+            ...
+        @tool
+        def price(self, item: str) -> str:
+            "Price of an item."
+        @tool
+        def answer(self, price: int) -> str:
+            "Say what the item costs; ends the episode."
+            return self.finish("noted", reward=float(price == self.gold))
+
+An environment without tools overrides `step` and reads `action.text`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from whet.errors import ConfigError, EnvError, did_you_mean
+from whet.seeding import derive_seed
+from whet.tools.function import Tool, describe, is_tool, to_text
+from whet.types import SPLITS, Split, Task, ToolCall, Turn
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Action:
+    """What the policy did in a turn: its text, and the tool calls that were read from it."""
+
+    text: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """What came of an action.
+
+    A `str` observation becomes a user turn; tools answer with turns of role `tool`. `terminated` is an end that the
+    task defines, `truncated` one imposed from outside; the last step of an episode may have either.
+    """
+
+    observation: str | tuple[Turn, ...] = ""
+    reward: float = 0.0
+    terminated: bool = False
+    truncated: bool = False
+    success: bool = False
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Env:
+    """One episode of an environment. Subclass it, give it `reset`, and either `@tool` methods or `step`.
+
+    `reset` and `step` may be plain functions or coroutines. Set `inline = False` where a plain one waits for
+    something (a network, a process): it then runs on a thread while other episodes go on decoding.
+    """
+
+    name: ClassVar[str] = ""
+    """Defaults to the class's name in lower case."""
+    instructions: ClassVar[str] = ""
+    """System prompt of every episode."""
+    max_turns: ClassVar[int] = 16
+    """Assistant turns before an episode is truncated."""
+    max_tokens: ClassVar[int] = 64
+    """Tokens that a policy may sample per turn, unless the caller says otherwise."""
+    replayable: ClassVar[bool] = True
+    """Whether the same task and actions always lead to the same state; step-level methods depend on it."""
+    inline: ClassVar[bool] = True
+    """Whether plain `reset` and `step` take milliseconds, so that they may run between two decoding steps."""
+    tool_timeout: ClassVar[float] = 30.0
+    """Seconds before a coroutine tool is given up; the model sees the failure as an observation."""
+
+    _reward: float | None = None
+    _success: bool | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" not in cls.__dict__:
+            cls.name = cls.__name__.lower()
+
+    def tasks(self, split: Split, n: int, start: int = 0) -> list[Task]:
+        """Tasks `start` to `start + n` of a split; fewer where the split is finite.
+
+        As it stands: endlessly many, told apart by seeds that differ between splits. Override it for tasks with data.
+        """
+        return [
+            Task(id=f"{self.name}/{split}/{i}", env=self.name, split=split, seed=derive_seed("task", self.name, split, i))
+            for i in range(start, start + n)
+        ]
+
+    def reset(self, task: Task) -> str | tuple[Turn, ...] | Awaitable[str | tuple[Turn, ...]]:
+        """Begin the episode; returns what the agent sees first."""
+        raise EnvError(f"environment {type(self).__name__!r} has no reset; define `def reset(self, task) -> str`")
+
+    def step(self, action: Action) -> Step | Awaitable[Step]:
+        """Do what the agent did. As it stands: run its tool calls one after another.
+
+        What the model got wrong (no call, an unknown tool, bad arguments) comes back to it as an observation.
+        """
+        if not self.tools:
+            raise EnvError(f"environment {type(self).__name__!r} has no tools and no step; mark methods with @tool or define step(action)")
+        self._reward = self._success = None
+        if not action.tool_calls:
+            names = ", ".join(t.name for t in self.tools)
+            return Step(observation=f"No tool call found. Call one of: {names}.")
+        if any(inspect.iscoroutinefunction(getattr(self, call.name, None)) for call in action.tool_calls):
+            return self._step_async(action)
+        turns = []
+        for call in action.tool_calls:
+            bound = self._bind(call)
+            turns.append(_tool_turn(call, bound if isinstance(bound, str) else bound()))
+            if self._reward is not None:
+                break
+        return self._outcome(tuple(turns))
+
+    async def _step_async(self, action: Action) -> Step:
+        turns = []
+        for call in action.tool_calls:
+            bound = self._bind(call)
+            result: object = bound if isinstance(bound, str) else bound()
+            if inspect.isawaitable(result):
+                try:
+                    result = await asyncio.wait_for(result, self.tool_timeout)
+                except TimeoutError:
+                    result = f"error: {call.name} did not answer within {self.tool_timeout:g} s"
+            turns.append(_tool_turn(call, result))
+            if self._reward is not None:
+                break
+        return self._outcome(tuple(turns))
+
+    def _bind(self, call: ToolCall) -> Callable[[], object] | str:
+        """The call ready to run, or the text of what is wrong with it."""
+        if call.error:
+            return f"error: {call.error}"
+        known = {t.name: t for t in self.tools}
+        if call.name not in known:
+            return f"error: unknown tool {call.name!r}. {did_you_mean(call.name, known)}"
+        try:
+            arguments = known[call.name].check(call.arguments)
+        except ValueError as error:
+            return f"error: {error}"
+        return lambda: getattr(self, call.name)(**arguments)
+
+    def _outcome(self, turns: tuple[Turn, ...]) -> Step:
+        done = self._reward is not None
+        return Step(observation=turns, reward=self._reward or 0.0, terminated=done, success=bool(self._success))
+
+    def finish(self, text: str = "", *, reward: float, success: bool | None = None) -> str:
+        """Called by a tool: end the episode with this reward. `success` defaults to `reward >= 1`."""
+        self._reward = float(reward)
+        self._success = reward >= 1.0 if success is None else success
+        return text
+
+    @property
+    def tools(self) -> tuple[Tool, ...]:
+        """The tools of this environment, in the order of their definition."""
+        return _tools_of(type(self))
+
+    def expert(self, rng: random.Random) -> Action | None:
+        """The expert's next action in the present state, if the environment has an expert that looks inside it."""
+        return None
+
+    def reflect(self, turns: tuple[Turn, ...]) -> str | None:
+        """A scripted reflection on an unsuccessful attempt, made from its log alone, if the environment has one."""
+        return None
+
+    def close(self) -> None:
+        """Let go of what the episode held; called once, whatever happened."""
+
+
+_TOOLS: dict[type, tuple[Tool, ...]] = {}
+
+
+def _tools_of(cls: type[Env]) -> tuple[Tool, ...]:
+    if cls not in _TOOLS:
+        found: dict[str, Tool] = {}
+        for owner in reversed(cls.__mro__):
+            for name, value in vars(owner).items():
+                if is_tool(value):
+                    found[name] = describe(value)
+        _TOOLS[cls] = tuple(found.values())
+    return _TOOLS[cls]
+
+
+def _tool_turn(call: ToolCall, result: object) -> Turn:
+    return Turn(role="tool", name=call.name, call_id=call.id, content=to_text(result))
+
+
+@dataclass(frozen=True)
+class EnvFactory:
+    """Makes one `Env` per episode, always with the same options. `spec` is how the command line names it."""
+
+    cls: type[Env]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    spec: str = ""
+
+    def __post_init__(self) -> None:
+        accepted = inspect.signature(self.cls.__init__).parameters
+        if any(p.kind is p.VAR_KEYWORD for p in accepted.values()) and self.cls.__init__ is not object.__init__:
+            return
+        for key in self.options:
+            if key not in accepted or self.cls.__init__ is object.__init__:
+                known = [name for name in accepted if name not in ("self", "args", "kwargs")]
+                raise ConfigError(f"environment {self.name!r} has no option {key!r}. {did_you_mean(key, known)}")
+
+    def __call__(self) -> Env:
+        return self.cls(**self.options)
+
+    @property
+    def name(self) -> str:
+        return self.cls.name
+
+    def tasks(self, split: Split, n: int, start: int = 0) -> tuple[Task, ...]:
+        """As `Env.tasks`, checked. Raises ConfigError for an unknown split, EnvError for tasks of another one."""
+        if split not in SPLITS:
+            raise ConfigError(f"unknown split {split!r}. {did_you_mean(split, SPLITS)}")
+        tasks = tuple(self().tasks(split, n, start))
+        for task in tasks:
+            if task.split != split:
+                raise EnvError(f"environment {self.name!r} returned task {task.id!r} of split {task.split!r} when asked for {split!r}")
+        return tasks
