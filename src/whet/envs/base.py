@@ -79,6 +79,7 @@ class Env:
 
     _reward: float | None = None
     _success: bool | None = None
+    _over: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -104,6 +105,8 @@ class Env:
 
         What the model got wrong (no call, an unknown tool, bad arguments) comes back to it as an observation.
         """
+        if self._over:
+            raise EnvError(f"the episode of {type(self).__name__!r} is over; one object is one episode, so make another one")
         if not self.tools:
             raise EnvError(f"environment {type(self).__name__!r} has no tools and no step; mark methods with @tool or define step(action)")
         self._reward = self._success = None
@@ -149,8 +152,8 @@ class Env:
         return lambda: getattr(self, call.name)(**arguments)
 
     def _outcome(self, turns: tuple[Turn, ...]) -> Step:
-        done = self._reward is not None
-        return Step(observation=turns, reward=self._reward or 0.0, terminated=done, success=bool(self._success))
+        self._over = self._reward is not None
+        return Step(observation=turns, reward=self._reward or 0.0, terminated=self._over, success=bool(self._success))
 
     def finish(self, text: str = "", *, reward: float, success: bool | None = None) -> str:
         """Called by a tool: end the episode with this reward. `success` defaults to `reward >= 1`."""
@@ -165,6 +168,10 @@ class Env:
 
     def expert(self, rng: random.Random) -> Action | None:
         """The expert's next action in the present state, if the environment has an expert that looks inside it."""
+        return None
+
+    def random_action(self, rng: random.Random) -> Action | None:
+        """A valid action drawn without looking at the task, if the environment can name its actions; chance level."""
         return None
 
     def reflect(self, turns: tuple[Turn, ...]) -> str | None:
