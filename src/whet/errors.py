@@ -7,7 +7,9 @@ WhetError
 ├── CannotReplay (TypeError)        a step-level method on an environment that cannot replay
 ├── CheckpointError (OSError)       a model or run directory that is incomplete or damaged
 ├── EnvError (RuntimeError)         an environment that broke its contract, raised or hung
-├── PolicyError (RuntimeError)      a policy that could not answer (endpoint down, prompt too long)
+├── PolicyError (RuntimeError)      a policy that could not answer
+│   ├── ContextFull                 the conversation leaves no room to sample: the episode is truncated
+│   └── PolicyUnavailable           a passing fault (endpoint down, overloaded): worth another try
 └── StorageError (OSError)          a run directory that could not be written (disk full, read-only)
 """
 
@@ -47,6 +49,14 @@ class EnvError(WhetError, RuntimeError):
 
 class PolicyError(WhetError, RuntimeError):
     """A policy could not produce an action."""
+
+
+class ContextFull(PolicyError):
+    """The conversation fills the policy's context. A rollout truncates the episode with the reason `context`."""
+
+
+class PolicyUnavailable(PolicyError):
+    """A fault that may pass: an endpoint that is down, overloaded or late. A rollout tries the episode again."""
 
 
 class StorageError(WhetError, OSError):
