@@ -1,0 +1,247 @@
+"""Which agent is better, and is it certain: recipes, each evaluated once per training seed on the same tasks, side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from whet.errors import CheckpointError, ConfigError, did_you_mean
+from whet.evals.evaluate import Evaluation, Metric, score
+from whet.evals.statistics import Difference, paired_difference
+from whet.types import Cost, Score
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+FAILED = 0.05
+"""Share of failed episodes in one evaluation from which on the table warns."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One recipe in the table."""
+
+    recipe: str
+    success: Score
+    reward: Score
+    seeds: tuple[float, ...]
+    """Success rate of each training seed."""
+    sd: float | None
+    """Standard deviation of `seeds`; None for a single one."""
+    baseline: str | None
+    difference: Difference | None
+    """In success, to `baseline`."""
+    reward_difference: Difference | None
+    better_seeds: int
+    """In how many seeds the recipe's success rate is above its baseline's."""
+    cost: Cost | None
+    """What making the agent took, mean over the seeds."""
+    n_errors: int
+    n_episodes: int
+    actor: str = "model"
+    warning: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Recipes x seeds on the same tasks. Made by `compare`.
+
+    A recipe's score is the mean over tasks of the mean over seeds; its interval is clustered by task: it covers the choice
+    of tasks, for the agents that were trained. How much training seeds matter is shown beside it, seed by seed.
+    Differences are taken within each pair of task and seed, averaged over seeds, and tested over tasks.
+    """
+
+    evaluations: Mapping[str, tuple[Evaluation, ...]]
+    baselines: Mapping[str, str]
+    costs: Mapping[str, Cost] = field(default_factory=dict)
+    level: float = 0.95
+    notes: tuple[str, ...] = ()
+    """What a reader must know besides, such as recipes that could not be finished."""
+
+    @cached_property
+    def rows(self) -> tuple[Row, ...]:
+        return tuple(self._row(recipe) for recipe in self.evaluations)
+
+    def matrix(self, recipe: str, metric: Metric = "success") -> np.ndarray:
+        """Mean over attempts by task and seed, float64 [tasks, seeds]; NaN where all attempts failed."""
+        if recipe not in self.evaluations:
+            raise ConfigError(f"no recipe {recipe!r} in this comparison. {did_you_mean(recipe, self.evaluations)}")
+        return np.stack([e.per_task(metric) for e in self.evaluations[recipe]], axis=1)
+
+    def score(self, recipe: str, metric: Metric = "success") -> Score:
+        """The recipe's score over all seeds."""
+        cost = sum((e.cost for e in self.evaluations[recipe]), Cost())
+        matrix = self.matrix(recipe, metric)
+        return score(_row_means(matrix), metric, level=self.level, seeds=matrix.shape[1], cost=cost)
+
+    def difference(self, recipe: str, baseline: str, metric: Metric = "success") -> Difference:
+        """`recipe` minus `baseline`, paired by task and seed, clustered by task."""
+        differences = _row_means(self.matrix(recipe, metric) - self.matrix(baseline, metric))
+        return paired_difference(differences[~np.isnan(differences)], proportion=metric == "success", level=self.level)
+
+    def _row(self, recipe: str) -> Row:
+        evaluations = self.evaluations[recipe]
+        seeds = _row_means(self.matrix(recipe).T)
+        baseline = self.baselines.get(recipe)
+        failed = [e for e in evaluations if e.n_errors > FAILED * e.n_episodes]
+        reasons = sorted({reason for e in failed for reason in e.errors})
+        return Row(
+            recipe=recipe,
+            success=self.score(recipe),
+            reward=self.score(recipe, "reward"),
+            seeds=tuple(map(float, seeds)),
+            sd=float(seeds.std(ddof=1)) if len(seeds) > 1 else None,
+            baseline=baseline,
+            difference=self.difference(recipe, baseline) if baseline else None,
+            reward_difference=self.difference(recipe, baseline, "reward") if baseline else None,
+            better_seeds=int((seeds > _row_means(self.matrix(baseline).T)).sum()) if baseline else 0,
+            cost=self.costs.get(recipe),
+            n_errors=sum(e.n_errors for e in evaluations),
+            n_episodes=sum(e.n_episodes for e in evaluations),
+            actor=evaluations[0].actor,
+            warning=f"more than {FAILED:.0%} of the episodes of a seed failed ({', '.join(reasons)})" if failed else "",
+        )
+
+    # -- output ------------------------------------------------------------------------------------------------------
+
+    @property
+    def title(self) -> str:
+        first = next(iter(self.evaluations.values()))[0]
+        seeds = max(len(e) for e in self.evaluations.values())
+        attempts = f", {first.repeats} attempts each" if first.repeats > 1 else ""
+        return f"{first.env}: {len(first.tasks)} {first.split} tasks{attempts}, {seeds} seed{'s' if seeds > 1 else ''}"
+
+    def cells(self) -> tuple[list[str], list[list[str]]]:
+        """Headings, and the rows of the table as text."""
+        head = ["recipe", f"success [{self.level:.0%}]", "seeds", "difference [paired]", "p", "reward", "episodes", "tokens", "seconds"]
+        failed = any(row.n_errors for row in self.rows)
+        return head + ["failed"] * failed, [_cells(row) + ([f"{row.n_errors}/{row.n_episodes}"] if failed else []) for row in self.rows]
+
+    def warnings(self) -> list[str]:
+        return [f"{row.recipe}: {row.warning}" for row in self.rows if row.warning] + list(self.notes)
+
+    def table(self) -> Table:
+        """For `rich.print`."""
+        from rich.table import Table
+
+        head, rows = self.cells()
+        table = Table(title=self.title, caption="\n".join([CAPTION, *self.warnings()]), caption_justify="left", header_style="bold")
+        for i, name in enumerate(head):
+            table.add_column(name, justify="left" if i in (0, 3) else "right", no_wrap=True)
+        for cells in rows:
+            table.add_row(*cells)
+        return table
+
+    def markdown(self) -> str:
+        head, rows = self.cells()
+        lines = [head, ["---"] * len(head), *rows]
+        notes = "".join(f"\n\n> {warning}" for warning in self.warnings())
+        return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + f"\n\n{self.title}. {CAPTION}{notes}\n"
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything: the table's rows, and the evaluations they were made from."""
+        return {
+            "title": self.title,
+            "caption": CAPTION,
+            "level": self.level,
+            "notes": list(self.notes),
+            "warnings": self.warnings(),
+            "head": self.cells()[0],
+            "cells": self.cells()[1],
+            "rows": [dataclasses.asdict(row) for row in self.rows],
+            "baselines": dict(self.baselines),
+            "costs": {recipe: dataclasses.asdict(cost) for recipe, cost in self.costs.items()},
+            "evaluations": {recipe: [e.to_json() for e in found] for recipe, found in self.evaluations.items()},
+        }
+
+    @classmethod
+    def load(cls, path: str | Path) -> Comparison:
+        """A comparison from its JSON. Raises CheckpointError where the file is none."""
+        try:
+            record = json.loads(Path(path).read_text())
+            return cls(
+                evaluations={name: tuple(map(Evaluation.from_json, found)) for name, found in record["evaluations"].items()},
+                baselines=record["baselines"],
+                costs={name: Cost(**cost) for name, cost in record["costs"].items()},
+                level=record["level"],
+                notes=tuple(record["notes"]),
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} cannot be read as a comparison: {error}") from error
+
+
+CAPTION = (
+    "Intervals are clustered by task. 'seeds' is the range of the success rates of the training seeds. Differences are paired by task "
+    "and seed. Costs are what making one agent took, stages before it included."
+)
+
+
+def compare(
+    evaluations: Mapping[str, Sequence[Evaluation]],
+    baseline: str | Mapping[str, str],
+    *,
+    costs: Mapping[str, Cost] | None = None,
+    level: float = 0.95,
+    notes: Sequence[str] = (),
+) -> Comparison:
+    """Put recipes side by side. `evaluations` has, for each recipe, one evaluation per seed, in the same order of seeds.
+
+    `baseline` is the recipe that the others are compared with, or one for each recipe. `costs` is what making each
+    recipe's agent took (mean over seeds). Raises ConfigError where the evaluations are not of the same tasks, a recipe lacks
+    seeds, or a baseline is unknown.
+    """
+    if not evaluations or not all(evaluations.values()):
+        raise ConfigError("compare got no evaluations for some recipe; expected at least one for each")
+    first_name, first = next((name, found[0]) for name, found in evaluations.items())
+    n_seeds = len(evaluations[first_name])
+    for name, found in evaluations.items():
+        if len(found) != n_seeds:
+            raise ConfigError(f"recipe {name!r} has {len(found)} seeds and {first_name!r} has {n_seeds}; expected the same seeds for all")
+        for e in found:
+            if (e.env, e.split, e.tasks) != (first.env, first.split, first.tasks):
+                raise ConfigError(
+                    f"recipe {name!r} was evaluated on {len(e.tasks)} {e.split} tasks of {e.env!r}, and {first_name!r} on "
+                    f"{len(first.tasks)} {first.split} tasks of {first.env!r}; they can be compared only on the very same tasks"
+                )
+    pairs = {name: baseline for name in evaluations if name != baseline} if isinstance(baseline, str) else dict(baseline)
+    for name in {*pairs, *pairs.values(), *([baseline] if isinstance(baseline, str) else [])}:
+        if name not in evaluations:
+            raise ConfigError(f"no recipe {name!r} to compare with. {did_you_mean(name, evaluations)}")
+    return Comparison(
+        evaluations={name: tuple(found) for name, found in evaluations.items()},
+        baselines=pairs,
+        costs=dict(costs or {}),
+        level=level,
+        notes=tuple(notes),
+    )
+
+
+def _row_means(matrix: np.ndarray) -> np.ndarray:
+    """Mean of each row over the entries that are not NaN; NaN where all are. [rows, columns] -> [rows]"""
+    counted = ~np.isnan(matrix)
+    total = np.where(counted, matrix, 0).sum(1)
+    means: np.ndarray = np.divide(total, counted.sum(1), out=np.full(len(matrix), np.nan), where=counted.any(1))
+    return means
+
+
+def _cells(row: Row) -> list[str]:
+    s, d, cost = row.success, row.difference, row.cost
+    name = row.recipe + (" (scripted)" if row.actor == "script" else "") + (" !" if row.warning else "")
+    return [
+        name,
+        f"{s.mean:.1%} [{s.low:.1%}, {s.high:.1%}]",
+        f"{min(row.seeds):.0%}–{max(row.seeds):.0%}" if len(row.seeds) > 1 else "",
+        f"{100 * d.mean:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}] vs {row.baseline}" if d else "",
+        ("<0.001" if d.p < 0.001 else f"{d.p:.3f}") if d else "",
+        f"{row.reward.mean:.3f}",
+        f"{cost.episodes:,}" if cost else "",
+        f"{cost.sampled_tokens:,}" if cost else "",
+        f"{cost.seconds:,.0f}" if cost else "",
+    ]
