@@ -119,8 +119,8 @@ class Comparison:
         return f"{first.env}: {len(first.tasks)} {first.split} tasks{attempts}, {seeds} seed{'s' if seeds > 1 else ''}"
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
-        """Headings, and the rows of the table as text."""
-        head = ["recipe", f"success [{self.level:.0%}]", "seeds", "difference [paired]", "p", "reward", "episodes", "tokens", "seconds"]
+        """Headings, and the rows of the table as text. Differences are in points of success."""
+        head = ["recipe", f"success [{self.level:.0%}]", "seeds", "difference, paired", "versus", "episodes", "tokens", "seconds"]
         failed = any(row.n_errors for row in self.rows)
         return head + ["failed"] * failed, [_cells(row) + ([f"{row.n_errors}/{row.n_episodes}"] if failed else []) for row in self.rows]
 
@@ -129,12 +129,14 @@ class Comparison:
 
     def table(self) -> Table:
         """For `rich.print`."""
+        from rich.box import SIMPLE_HEAD
         from rich.table import Table
 
         head, rows = self.cells()
-        table = Table(title=self.title, caption="\n".join([CAPTION, *self.warnings()]), caption_justify="left", header_style="bold")
+        caption = "\n".join([CAPTION, *self.warnings()])
+        table = Table(title=self.title, caption=caption, caption_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
         for i, name in enumerate(head):
-            table.add_column(name, justify="left" if i in (0, 3) else "right", no_wrap=True)
+            table.add_column(name, justify="left" if i in (0, 3, 4) else "right")
         for cells in rows:
             table.add_row(*cells)
         return table
@@ -236,12 +238,19 @@ def _cells(row: Row) -> list[str]:
     name = row.recipe + (" (scripted)" if row.actor == "script" else "") + (" !" if row.warning else "")
     return [
         name,
-        f"{s.mean:.1%} [{s.low:.1%}, {s.high:.1%}]",
-        f"{min(row.seeds):.0%}–{max(row.seeds):.0%}" if len(row.seeds) > 1 else "",
-        f"{100 * d.mean:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}] vs {row.baseline}" if d else "",
-        ("<0.001" if d.p < 0.001 else f"{d.p:.3f}") if d else "",
-        f"{row.reward.mean:.3f}",
+        f"{s.mean:.1%} [{100 * s.low:.1f}, {100 * s.high:.1f}]",
+        f"{100 * min(row.seeds):.0f}–{max(row.seeds):.0%}" if len(row.seeds) > 1 else "",
+        f"{100 * d.mean:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]" if d else "",
+        row.baseline or "",
         f"{cost.episodes:,}" if cost else "",
-        f"{cost.sampled_tokens:,}" if cost else "",
+        _short(cost.sampled_tokens) if cost else "",
         f"{cost.seconds:,.0f}" if cost else "",
     ]
+
+
+def _short(number: int) -> str:
+    """Such as 950, 12.3k or 4.56M."""
+    for size, unit in ((1_000_000, "M"), (1_000, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return str(number)

@@ -24,7 +24,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -225,13 +225,16 @@ class Run:
             self._writer(self._store).save(episodes, tag)
 
     def spend(self, cost: Cost) -> None:
-        """Count a cost into `cost`, against the budget."""
+        """Count a cost into `cost`, against the budget. Its seconds are left out: `steps` takes the time itself."""
         if not self._replaying:
-            self._cost = self._cost + cost
+            self._cost = self._cost + replace(cost, seconds=0.0)
 
     @property
     def cost(self) -> Cost:
-        """Everything spent so far, before interruptions included (but not what had to be done again)."""
+        """Everything spent so far, before interruptions included (but not what had to be done again).
+
+        `seconds` is wall-clock time inside of `steps`, without the saving of checkpoints.
+        """
         return self._cost
 
     @property
@@ -269,8 +272,10 @@ class Run:
             for step in range(phase.done, n):
                 if self.spent:
                     break
+                began = time.monotonic()
                 yield step
                 done = step + 1
+                self._cost = replace(self._cost, seconds=self._cost.seconds + time.monotonic() - began)
                 self.progress.step(done, self._metrics, self._rate())
                 if done < n and self._due(done, every):
                     self._commit(key, done, state)
