@@ -1,0 +1,7 @@
+"""Runs agents in environments: the only place with concurrency, deadlines, retries, forks and replay."""
+
+from whet.rollout.limits import Limits
+from whet.rollout.replay import Prefix
+from whet.rollout.runner import arollout, arollout_groups, rollout, rollout_groups
+
+__all__ = ["Limits", "Prefix", "arollout", "arollout_groups", "rollout", "rollout_groups"]
