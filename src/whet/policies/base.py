@@ -55,8 +55,10 @@ class Request:
 class Policy(Protocol):
     """Anything that takes a conversation and gives the next assistant turn."""
 
-    version: str
-    """Names the weights (or the endpoint's model, or the script); recorded with every token."""
+    @property
+    def version(self) -> str:
+        """Names the weights (or the endpoint's model, or the script); recorded with every token."""
+        ...
 
     def observe(self, turns: Sequence[Turn], new: Sequence[Turn], tools: Sequence[Tool]) -> tuple[Turn, ...]:
         """`new` turns that follow `turns`, as this policy reads them: with tokens, for a policy that works on tokens.
