@@ -40,6 +40,8 @@ roomgrid_level.print = lambda *args, **kwargs: None
 Name = Literal["turn left", "turn right", "go forward", "pick up", "drop", "toggle", "done"]
 ACTIONS: tuple[str, ...] = get_args(Name)
 """In minigrid's order, so that the index is minigrid's action."""
+SEARCHES = 60
+"""Path searches that the bot may make for one action; it needs fewer than 10."""
 DOOR_STATES = ("open", "closed", "locked")
 
 
@@ -124,7 +126,8 @@ class BabyAI(Env):
         """One action; anything else is answered with the valid ones and costs the turn."""
         if self._as_tools:
             step = super().step(action)
-            return replace(step, truncated=True) if self._truncated and not step.terminated else step
+            self._over = self._over or self._truncated
+            return replace(step, truncated=self._truncated and not step.terminated)
         if self._over:
             raise EnvError("the episode of 'BabyAI' is over; one object is one episode, so make another one")
         name = action.text.rpartition(":")[2].strip(" \t\n.!\"'`*").lower()
@@ -160,7 +163,7 @@ class BabyAI(Env):
         carried, walls, things = look(self._view)
         lines = [f"mission: {self._world.mission}"]
         if carried:
-            lines.append(f"carrying: {carried}")
+            lines.append(f"carrying {carried}")
         if walls:
             lines.append(" ".join(["wall", *walls]))
         return "\n".join([*lines, *map(str, things)])
@@ -257,11 +260,18 @@ class _Advice:
 
 
 class _Bot(bots.BabyAIBot):  # type: ignore[misc]
-    """BabyAI's bot, which also says what it is heading for."""
+    """BabyAI's bot, which also says what it is heading for, and gives up where it would plan in circles for ever."""
 
     def __init__(self, world: Any) -> None:
         self._found: Any = None
+        self._allowed = 0
         super().__init__(world)
+
+    def _breadth_first_search(self, *args: Any, **kwargs: Any) -> Any:
+        # Keys behind the doors that they open (UnlockToUnlock) have it push the same subgoals until memory is full.
+        if self.bfs_counter >= self._allowed:
+            raise AssertionError("the bot plans in circles")
+        return super()._breadth_first_search(*args, **kwargs)
 
     def _find_obj_pos(self, obj_desc: Any, adjacent: bool = False) -> Any:
         thing, self._found = super()._find_obj_pos(obj_desc, adjacent)
@@ -270,6 +280,7 @@ class _Bot(bots.BabyAIBot):  # type: ignore[misc]
     def advise(self, action_taken: int | None) -> _Advice:
         """As `replan`. Raises AssertionError or DisappearedBoxError where the bot has no plan."""
         self._found = None
+        self._allowed = self.bfs_counter + SEARCHES
         action = int(self.replan(action_taken))
         top, below = (*reversed(self.stack[-2:]), None, None)[:2]
         if isinstance(top, (bots.PickupSubgoal, bots.OpenSubgoal, bots.CloseSubgoal)):
@@ -294,7 +305,7 @@ class _Advisor:
     def __init__(self, world: Any, seed: int) -> None:
         world.reset(seed=seed)
         self._world = world
-        self._bot = _Bot(world)
+        self._bot: _Bot | None = None
         self._watched = 0
         self._advice = self._ask(None)
 
@@ -306,11 +317,14 @@ class _Advisor:
         return self._advice
 
     def _ask(self, action: int | None) -> _Advice:
-        with contextlib.suppress(AssertionError, bots.DisappearedBoxError):
-            return self._bot.advise(action)
-        # The agent did what the bot has no plan for: plan again from here, with empty hands if that is what it takes.
-        with contextlib.suppress(AssertionError, bots.DisappearedBoxError):
-            self._bot = _Bot(self._world)
-            return self._bot.advise(None)
+        """The bot's advice after `action`. Where it has no plan, hands are emptied and a new bot begins from here."""
+        if self._bot is not None:
+            with contextlib.suppress(AssertionError, bots.DisappearedBoxError):
+                return self._bot.advise(action)
+        self._bot = _Bot(self._world)
+        if not self._world.carrying:
+            with contextlib.suppress(AssertionError, bots.DisappearedBoxError):
+                return self._bot.advise(None)
+        self._bot = None
         free = self._world.carrying and self._world.grid.get(*self._world.front_pos) is None
-        return _Advice(ACTIONS.index("drop" if free else "turn left"), putting_down=bool(free))
+        return _Advice(ACTIONS.index("drop" if free else "turn left"), putting_down=bool(self._world.carrying))
