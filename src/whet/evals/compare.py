@@ -45,7 +45,7 @@ class Row:
     """What making the agent took, mean over the seeds."""
     n_errors: int
     n_episodes: int
-    actor: str = "model"
+    scripted: bool = False
     warning: str = ""
 
 
@@ -105,7 +105,7 @@ class Comparison:
             cost=self.costs.get(recipe),
             n_errors=sum(e.n_errors for e in evaluations),
             n_episodes=sum(e.n_episodes for e in evaluations),
-            actor=evaluations[0].actor,
+            scripted=evaluations[0].scripted,
             warning=f"more than {FAILED:.0%} of the episodes of a seed failed ({', '.join(reasons)})" if failed else "",
         )
 
@@ -120,7 +120,7 @@ class Comparison:
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
         """Headings, and the rows of the table as text. Differences are in points of success."""
-        head = ["recipe", f"success [{self.level:.0%}]", "seeds", "difference, paired", "versus", "episodes", "tokens", "seconds"]
+        head = ["recipe", f"success [{self.level:.0%}]", "seeds", "difference", "versus", "episodes", "tokens", "seconds"]
         failed = any(row.n_errors for row in self.rows)
         return head + ["failed"] * failed, [_cells(row) + ([f"{row.n_errors}/{row.n_episodes}"] if failed else []) for row in self.rows]
 
@@ -136,7 +136,7 @@ class Comparison:
         caption = "\n".join([CAPTION, *self.warnings()])
         table = Table(title=self.title, caption=caption, caption_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
         for i, name in enumerate(head):
-            table.add_column(name, justify="left" if i in (0, 3, 4) else "right")
+            table.add_column(name, justify="left" if i in (0, 4) else "right", no_wrap=i in (1, 3))
         for cells in rows:
             table.add_row(*cells)
         return table
@@ -235,12 +235,12 @@ def _row_means(matrix: np.ndarray) -> np.ndarray:
 
 def _cells(row: Row) -> list[str]:
     s, d, cost = row.success, row.difference, row.cost
-    name = row.recipe + (" (scripted)" if row.actor == "script" else "") + (" !" if row.warning else "")
+    name = row.recipe + (" (scripted)" if row.scripted else "") + (" !" if row.warning else "")
     return [
         name,
         f"{s.mean:.1%} [{100 * s.low:.1f}, {100 * s.high:.1f}]",
         f"{100 * min(row.seeds):.0f}–{max(row.seeds):.0%}" if len(row.seeds) > 1 else "",
-        f"{100 * d.mean:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]" if d else "",
+        f"{100 * d.mean:+.1f} [{100 * d.low:.1f}, {100 * d.high:.1f}]" if d else "",
         row.baseline or "",
         f"{cost.episodes:,}" if cost else "",
         _short(cost.sampled_tokens) if cost else "",

@@ -21,6 +21,7 @@ from whet.types import Cost, Episode, Score, Split, Task
 if TYPE_CHECKING:
     from whet.agents import Agent
     from whet.envs.base import EnvFactory
+    from whet.rollout import Limits
     from whet.runs import Run
 
 Metric = Literal["success", "reward"]
@@ -37,7 +38,8 @@ class Evaluation:
     split: Split
     policy: str
     """Version of the policy that acted."""
-    actor: Literal["model", "script"] = "model"
+    actor: str = "self"
+    """Who acted: `self` is a model; `script`, `expert`, `random` and `mixed` are code."""
     seed: int = 0
     repeats: int = 1
     tasks: tuple[str, ...]
@@ -48,6 +50,11 @@ class Evaluation:
     """Failed attempts by reason."""
     cost: Cost = field(default_factory=Cost)
     """Of the evaluation itself, with its wall-clock seconds."""
+
+    @property
+    def scripted(self) -> bool:
+        """Whether code acted rather than a model; tables say so."""
+        return self.actor != "self"
 
     @property
     def n_errors(self) -> int:
@@ -80,7 +87,13 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values, scores included for readers that do no statistics."""
         record = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        record |= {"format": FORMAT, "cost": dataclasses.asdict(self.cost), "n_errors": self.n_errors, "n_episodes": self.n_episodes}
+        record |= {
+            "format": FORMAT,
+            "scripted": self.scripted,
+            "cost": dataclasses.asdict(self.cost),
+            "n_errors": self.n_errors,
+            "n_episodes": self.n_episodes,
+        }
         return record | {"success": dataclasses.asdict(self.success), "reward": dataclasses.asdict(self.reward)}
 
     @classmethod
@@ -122,6 +135,7 @@ def evaluate(
     seed: int = 0,
     run: Run | None = None,
     name: str = "eval",
+    limits: Limits | None = None,
 ) -> Evaluation:
     """Let the agent attempt every task `repeats` times. The only way by which test tasks are ever acted on.
 
@@ -136,10 +150,10 @@ def evaluate(
     key = run.unique(f"eval/{name}") if run else ""
     if run and run.already(key):
         return Evaluation.from_json(run.evaluations()[key.removeprefix("eval/")])
-    from whet.rollout import rollout
+    from whet.rollout import Limits, rollout
 
     began = time.monotonic()
-    episodes = rollout(agent, env, list(tasks), n=repeats, seed=seed, tag=key, allow_test=True)
+    episodes = rollout(agent, env, list(tasks), n=repeats, seed=seed, tag=key, allow_test=True, limits=limits or Limits())
     evaluation = _summary(name, agent, env, tasks, episodes, repeats, seed, time.monotonic() - began)
     if run:
         run.save_episodes(episodes, key)
@@ -173,7 +187,7 @@ def _summary(
         env=env.spec or env.name,
         split=tasks[0].split,
         policy=agent.policy.version,
-        actor="script" if getattr(agent.policy, "scripted", False) else "model",
+        actor=getattr(agent.policy, "actor", "self"),
         seed=seed,
         repeats=repeats,
         tasks=tuple(by_task),

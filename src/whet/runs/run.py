@@ -275,7 +275,8 @@ class Run:
                 began = time.monotonic()
                 yield step
                 done = step + 1
-                self._cost = replace(self._cost, seconds=self._cost.seconds + time.monotonic() - began)
+                if not self._replaying:
+                    self._cost = replace(self._cost, seconds=self._cost.seconds + time.monotonic() - began)
                 self.progress.step(done, self._metrics, self._rate())
                 if done < n and self._due(done, every):
                     self._commit(key, done, state)

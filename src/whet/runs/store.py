@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from whet.errors import CheckpointError
 from whet.runs.codec import decode, encode
@@ -27,6 +28,16 @@ create table if not exists episodes (
 create index if not exists episodes_by_tag on episodes (tag, row);
 """
 _PAGE = 256
+
+
+class TagSummary(NamedTuple):
+    """The episodes under one tag. Means are over those without an error, None where there are none."""
+
+    tag: str
+    n: int
+    errors: int
+    success: float | None
+    reward: float | None
 
 
 class EpisodeStore:
@@ -92,10 +103,14 @@ class EpisodeStore:
             for _, data in page:
                 yield decode(data)
 
-    def tags(self) -> dict[str, int]:
-        """How many episodes each tag has, in the order in which the tags first came up."""
+    def tags(self) -> list[TagSummary]:
+        """What each tag holds, in the order in which the tags first came up."""
         with self._lock:
-            return dict(self._db.execute("select tag, count(*) from episodes group by tag order by min(row)").fetchall())
+            rows = self._db.execute(
+                "select tag, count(*), sum(stop = 'error'), avg(case when stop != 'error' then success end), "
+                "avg(case when stop != 'error' then reward end) from episodes group by tag order by min(row)"
+            ).fetchall()
+        return [TagSummary(*row) for row in rows]
 
     def select(self, tag: str, *, success: bool | None = None, ok: bool = True, limit: int = 3) -> list[Episode]:
         """The last `limit` episodes of a tag by outcome, newest first; `ok=False` takes those that failed with an error."""

@@ -1,0 +1,177 @@
+"""What the subcommands share: the parser with its messages, agents on disk, tasks and experts."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from whet.errors import CheckpointError, ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from whet.agents import Agent
+    from whet.envs.base import EnvFactory
+    from whet.runs import Run
+    from whet.types import Data, Episode
+
+SIZES = {"train_tasks": 256, "dev_tasks": 64, "test_tasks": 256, "expert_episodes": 64}
+"""Defaults of what a preset may set besides a method's config, with `budget` and `temperature`."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Argparse with one-line errors that name the nearest valid option."""
+
+    def __init__(self, command: str, description: str) -> None:
+        super().__init__(
+            prog=f"whet {command}", description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+
+    def error(self, message: str) -> NoReturn:
+        if unknown := re.match(r"unrecognized arguments: (-\S+)", message):
+            name = unknown[1].split("=")[0]
+            message = f"unknown option {name!r}. {did_you_mean(name, [o for o in self._option_string_actions if o.startswith('--')])}"
+        print(f"error: {message}", file=sys.stderr)
+        print(f"{self.prog} --help shows what it takes", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def add_agent_options(parser: argparse.ArgumentParser) -> None:
+    """Which agent, in which environment."""
+    parser.add_argument(
+        "--env", required=True, metavar="ENV", help="a name with options, such as search:hops=1-3, or path/to/file.py:MyEnv"
+    )
+    parser.add_argument(
+        "--model",
+        "--policy",
+        default="base",
+        metavar="MODEL",
+        help="base (the model that comes with whet), a directory or hub id of a Hugging Face model, a finished run, "
+        "openai:MODEL@URL, expert or random",
+    )
+    parser.add_argument("--temperature", type=non_negative, default=None, help="of sampling; 0 is greedy (default: 1)")
+
+
+def add_size_options(parser: argparse.ArgumentParser) -> None:
+    """How many tasks of each split, and how many expert episodes."""
+    for name, default in SIZES.items():
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=count, default=None, metavar="N", help=f"(default: the preset's, or {default})"
+        )
+
+
+def count(text: str) -> int:
+    """An integer of at least 0, for argparse."""
+    value = int(text)
+    if value < 0:
+        raise ValueError
+    return value
+
+
+def positive(text: str) -> int:
+    """An integer of at least 1, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def non_negative(text: str) -> float:
+    """A number of at least 0, for argparse."""
+    value = float(text)
+    if not value >= 0:
+        raise ValueError
+    return value
+
+
+count.__name__, positive.__name__, non_negative.__name__ = "count (an integer, at least 0)", "count (an integer, at least 1)", "number"
+
+
+def load_agent(spec: str, temperature: float | None) -> Agent[Any]:
+    """The agent of a finished run, or a bare one around `load_policy(spec)`."""
+    from whet.agents import Agent
+    from whet.policies import load_policy
+    from whet.policies.base import Sampling
+
+    agent: Agent[Any]
+    directory = Path(spec)
+    if (directory / "agent.json").exists():
+        record = json.loads((directory / "agent.json").read_text())
+        policy = load_policy(str(directory / "model") if record["policy"] is None else record["policy"])
+        memory = {task: tuple(notes) for task, notes in record["memory"].items()}
+        agent = Agent(policy, instructions=record["instructions"], memory=memory, sampling=Sampling(**record["sampling"]))
+    elif (directory / "commit.json").exists() or (directory / "status").exists():
+        raise CheckpointError(f"the run in {directory} has no finished agent yet. Finish it with --resume, or give another --model.")
+    else:
+        agent = Agent(load_policy(spec))
+    if temperature is not None:
+        agent = agent.replace(sampling=dataclasses.replace(agent.sampling, temperature=temperature))
+    return agent
+
+
+def save_agent(agent: Agent[Any], directory: Path, spec: str) -> None:
+    """Write what `load_agent(directory)` reads: the weights under `model`, everything else to `agent.json`.
+
+    `spec` names the policy where it has no weights to save.
+    """
+    from whet.runs.files import write_atomic, write_directory
+
+    save = getattr(agent.policy, "save", None)
+    if save is not None:
+        write_directory(directory / "model", save)
+    record = {
+        "policy": None if save is not None else spec,
+        "instructions": agent.instructions,
+        "memory": {task: list(notes) for task, notes in agent.memory.items()},
+        "sampling": dataclasses.asdict(agent.sampling),
+    }
+    write_atomic(directory / "agent.json", json.dumps(record, indent=1))
+
+
+def preset(name: str | None, env: EnvFactory, method: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The method's overrides of a preset, and what it says about sizes, budget and temperature."""
+    if name is None:
+        return {}, {}
+    from whet import presets
+
+    found = dict(presets.get(env.name, name, method))
+    outer = {key: found.pop(key) for key in (*SIZES, "budget", "temperature") if key in found}
+    return found, outer
+
+
+def experts(env: EnvFactory, n: int, run: Run) -> tuple[Episode, ...]:
+    """Successful episodes of the environment's expert on its first `n` train tasks."""
+    from whet.agents import Agent
+    from whet.policies import load_policy
+    from whet.rollout import rollout
+
+    episodes = rollout(Agent(load_policy("expert")), env, env.tasks("train", n), seed=run.seed("experts"))
+    good = tuple(episode for episode in episodes if episode.ok and episode.success)
+    run.save_episodes(episodes, "experts")
+    if not good:
+        why = next((f": {e.error.splitlines()[-1]}" for e in episodes if e.error), "")
+        raise ConfigError(f"the expert of {env.name!r} succeeded in none of {n} episodes{why}. This method needs expert episodes.")
+    return good
+
+
+def make_data(env: EnvFactory, needs: frozenset[str], sizes: dict[str, int], run: Run) -> Data:
+    """The method's data: train and dev tasks, and expert episodes if it needs them."""
+    from whet.types import Data
+
+    return Data(
+        train=env.tasks("train", sizes["train_tasks"]),
+        dev=env.tasks("dev", sizes["dev_tasks"]),
+        experts=experts(env, sizes["expert_episodes"], run) if "experts" in needs else (),
+    )
+
+
+def console() -> Console:
+    """Stdout for tables: as wide as the terminal, or as a table needs where there is none."""
+    from rich.console import Console
+
+    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=120)

@@ -1,0 +1,94 @@
+"""`whet run METHOD`: improve an agent with one method, and evaluate it on held-out tasks."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from whet.cli.common import (
+    SIZES,
+    Parser,
+    add_agent_options,
+    add_size_options,
+    console,
+    count,
+    load_agent,
+    make_data,
+    positive,
+    preset,
+    save_agent,
+)
+from whet.config import configure, parse_overrides, to_json
+
+if TYPE_CHECKING:
+    from whet.envs.base import EnvFactory
+    from whet.runs import Run
+
+
+def parser(command: str) -> Parser:
+    p = Parser(command, "Improve an agent with one method, and evaluate it on held-out tasks. Options of the method: whet methods METHOD.")
+    p.add_argument("method", metavar="METHOD", help="see whet methods")
+    p.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="options of the method, such as steps=20")
+    add_agent_options(p)
+    add_size_options(p)
+    p.add_argument("--seed", type=count, default=0, help="everything random follows from it")
+    p.add_argument("--budget", type=positive, default=None, metavar="N", help="stop after this many episodes of practice")
+    p.add_argument("--preset", default=None, help="settings for this environment and method, such as demo")
+    p.add_argument("--out", default=None, metavar="DIR", help="the run's directory (default: runs/ENV-METHOD-seedN)")
+    p.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
+    p.add_argument("--no-baseline", action="store_true", help="do not evaluate the agent as it was before")
+    p.add_argument("--quiet", action="store_true", help="no progress")
+    return p
+
+
+def main(args: argparse.Namespace) -> None:
+    from whet import methods
+    from whet.envs import load_env
+    from whet.runs import Run
+
+    method, env = methods.get(args.method), load_env(args.env)
+    overrides, outer = preset(args.preset, env, args.method)
+    cfg = configure(method.config, overrides | parse_overrides(args.overrides), of=f"method {args.method!r}")
+    sizes = {name: _first(getattr(args, name), outer.get(name), default) for name, default in SIZES.items()}
+    temperature = _first(args.temperature, outer.get("temperature"), None)
+    config = {
+        "method": args.method,
+        "cfg": to_json(cfg),
+        "env": args.env,
+        "model": args.model,
+        "seed": args.seed,
+        "budget": _first(args.budget, outer.get("budget"), None),
+        "temperature": temperature,
+        **sizes,
+    }
+    agent = load_agent(args.model, temperature)
+    out = Path(args.out or f"runs/{env.name}-{args.method}-seed{args.seed}")
+    with Run.create(out, config, resume=args.resume, quiet=args.quiet) as run:
+        from whet.evals import evaluate
+        from whet.report import write_report
+
+        test = env.tasks("test", sizes["test_tasks"])
+        if not args.no_baseline:
+            evaluate(agent, env, test, seed=run.seed("evaluation"), run=run, name="before")
+        better = method.function(agent, make_data(env, frozenset(method.needs), sizes, run), env=env, run=run, cfg=cfg)
+        save_agent(better, out, args.model)
+        evaluate(better, env, test, seed=run.seed("evaluation"), run=run, name="final")
+    page = write_report(out)
+    _print_result(out, env, run, page)
+
+
+def _print_result(out: Path, env: EnvFactory, run: Run, page: Path) -> None:
+    from whet.evals import Evaluation, compare
+
+    found = {name: [Evaluation.from_json(record)] for name, record in run.evaluations().items() if name in ("before", "final")}
+    names = {"before": "before", "final": str(run.config["method"])}
+    shown = {names[name]: found[name] for name in ("before", "final") if name in found}
+    table = compare(shown, "before" if "before" in shown else {}, costs={names["final"]: run.cost})
+    console().print(table.table())
+    print(f"run: {out}\nreport: {page}")
+
+
+def _first(*values: Any) -> Any:
+    """The first value that is not None."""
+    return next((value for value in values if value is not None), None)
