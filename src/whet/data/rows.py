@@ -1,0 +1,132 @@
+"""Episodes to training rows. Tokens that were sampled are taken as they are; only written text is ever tokenised.
+
+A row is a walk of an episode from a root to a leaf. Its mask is true on the tokens of assistant turns and nowhere
+else: what a template, an environment or another speaker put in is read by the model and never trained on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import random
+from collections.abc import Iterator, Sequence
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from whet.errors import ConfigError
+from whet.policies.chat import ChatFormat
+from whet.seeding import derive_seed
+from whet.tools.function import Tool
+from whet.types import Episode, Example, Pair, Turn
+
+RowT = TypeVar("RowT")
+
+
+class HasChat(Protocol):
+    """What rows need of a policy: its chat format."""
+
+    @property
+    def chat(self) -> ChatFormat: ...
+
+
+def to_examples(episode: Episode, policy: HasChat, *, weight: float = 1.0, tools: Sequence[Tool] = ()) -> list[Example]:
+    """One row for each walk of the episode, every masked-in token weighing `weight`.
+
+    Turns without tokens (from an expert, an endpoint or an import) are rendered with the policy's chat format, exactly
+    as a rollout of that policy would have read them; `tools` are those whose schemas its prompt would have shown.
+    `logprobs` are carried over only where all assistant turns of the walk have them, at one temperature; otherwise the
+    row has none, and losses that need them refuse it. A walk without an assistant turn gives no row.
+    """
+    return [row for walk in episode.walks() if (row := _to_example(walk, episode.id, policy.chat, weight, tuple(tools)))]
+
+
+def _to_example(walk: Sequence[Turn], origin: str, chat: ChatFormat, weight: float, tools: tuple[Tool, ...]) -> Example | None:
+    tokens: list[int] = []
+    mask: list[bool] = []
+    logprobs: list[float] = []
+    for turn, ids in render(walk, chat, tools=tools):
+        tokens += ids
+        mask += [turn.trained] * len(ids)
+        logprobs += turn.logprobs if turn.trained and turn.logprobs else [0.0] * len(ids)
+    if not any(mask):
+        return None
+    spoken = [turn for turn in walk if turn.trained]
+    temperatures = {turn.temperature or 1.0 for turn in spoken}  # log-probs of a greedy turn are those at temperature 1
+    sampled = all(turn.logprobs for turn in spoken) and len(temperatures) == 1
+    where = np.array(mask, dtype=np.bool_)
+    return Example(
+        tokens=np.array(tokens, dtype=np.int64),
+        mask=where,
+        weights=np.where(where, weight, 0.0).astype(np.float32),
+        logprobs=np.array(logprobs, dtype=np.float32) if sampled else None,
+        temperature=temperatures.pop() if sampled else 1.0,
+        origin=origin,
+    )
+
+
+def render(walk: Sequence[Turn], chat: ChatFormat, *, tools: Sequence[Tool] = ()) -> list[tuple[Turn, tuple[int, ...]]]:
+    """The tokens of each turn of a conversation; those that turns already hold are kept as they are.
+
+    Turns that an environment put in between two assistant turns are read together: where none of them has tokens they
+    are rendered together, and the tokens stand with the last of them. What follows the last assistant turn teaches
+    nothing and is left out.
+    """
+    last = max((i for i, turn in enumerate(walk) if turn.trained), default=-1)
+    rendered: list[tuple[Turn, tuple[int, ...]]] = []
+    for spoken, run in itertools.groupby(walk[: last + 1], key=lambda turn: turn.trained):
+        turns = list(run)
+        if spoken:
+            rendered += [(turn, turn.tokens or chat.answer(turn)) for turn in turns]
+        elif any(turn.tokens for turn in turns):
+            rendered += [(turn, turn.tokens) for turn in turns]
+        elif not rendered:
+            rendered.append((turns[-1], chat.open(turns, tools)))
+        else:
+            before = rendered[-1][1]
+            rendered.append((turns[-1], chat.extend(turns, closed=before[-1] == chat.end)))
+    return rendered
+
+
+def to_pair(
+    better: Episode, worse: Episode, policy: HasChat, *, max_extra_turns: int | None = None, tools: Sequence[Tool] = ()
+) -> Pair | None:
+    """The two episodes as a preference, or None where `better` has no higher reward than `worse`.
+
+    With `max_extra_turns`, a loser that went on for long is cut to that many assistant turns more than the winner has,
+    so that a preference is not decided by length alone. Raises ConfigError for episodes of different tasks or with forks.
+    """
+    if better.task.id != worse.task.id:
+        raise ConfigError(f"a pair needs two episodes of one task, not of {better.task.id!r} and {worse.task.id!r}")
+    if better.reward <= worse.reward:
+        return None
+    if max_extra_turns is not None:
+        worse = cut(worse, better.n_actions + max_extra_turns)
+    chosen = to_examples(better, policy, tools=tools)
+    rejected = to_examples(worse, policy, tools=tools)
+    for episode, rows in ((better, chosen), (worse, rejected)):
+        if len(rows) != 1:
+            raise ConfigError(f"episode {episode.id!r} gives {len(rows)} rows; a pair needs exactly one: no forks, some answer")
+    return Pair(chosen=chosen[0], rejected=rejected[0], margin=better.reward - worse.reward, origin=better.task.id)
+
+
+def cut(episode: Episode, n_actions: int) -> Episode:
+    """The episode up to its `n_actions`-th assistant turn; for episodes without forks."""
+    at = [i for i, turn in enumerate(episode.turns) if turn.trained]
+    if len(at) <= n_actions:
+        return episode
+    return dataclasses.replace(episode, turns=episode.turns[: at[n_actions - 1] + 1] if n_actions > 0 else ())
+
+
+def batches(rows: Sequence[RowT], size: int, *, epochs: int = 1, seed: int = 0) -> Iterator[list[RowT]]:
+    """All rows once per epoch, in batches of `size`, shuffled anew each epoch; the last batch may be smaller.
+
+    The order depends on `seed` and the epoch alone, so an interrupted pass can be taken up again anywhere.
+    """
+    if size < 1:
+        raise ConfigError(f"batch size is {size}; expected 1 or more")
+    for epoch in range(epochs):
+        order = list(range(len(rows)))
+        random.Random(derive_seed("batches", seed, epoch)).shuffle(order)
+        for start in range(0, len(order), size):
+            yield [rows[i] for i in order[start : start + size]]

@@ -1,0 +1,31 @@
+"""The learner and what it minimises. Names load their module when first used: credit needs no torch."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from whet.learn.credit import group_advantages, leave_one_out_advantages
+    from whet.learn.learner import Learner, Lora, with_reference
+    from whet.learn.losses import Loss, dpo, nll, policy_gradient
+
+_HOME = {
+    "group_advantages": "credit",
+    "leave_one_out_advantages": "credit",
+    "Learner": "learner",
+    "Lora": "learner",
+    "with_reference": "learner",
+    "Loss": "losses",
+    "dpo": "losses",
+    "nll": "losses",
+    "policy_gradient": "losses",
+}
+
+__all__ = ["Learner", "Lora", "Loss", "dpo", "group_advantages", "leave_one_out_advantages", "nll", "policy_gradient", "with_reference"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

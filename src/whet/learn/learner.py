@@ -1,0 +1,351 @@
+"""The learner: it alone holds weights that change. Four verbs: `forward_backward`, `optim_step`, `sample`, `save_state`.
+
+learner = Learner(policy, lr=1e-3)
+for batch in batches(rows, 32, epochs=3, seed=0):
+    metrics = learner.forward_backward(batch, nll()) | learner.optim_step()
+better = learner.sample()
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import pickle
+import weakref
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from whet.data.packing import Pack, Unit, pack_rows
+from whet.errors import CheckpointError, ConfigError, did_you_mean, missing_extra
+from whet.learn.forward import Scorer
+from whet.learn.losses import Loss, Tokens, Totals
+from whet.policies.local import LocalPolicy, own_tensors
+from whet.runs.files import write_directory
+from whet.seeding import derive_seed
+from whet.types import Example, Pair
+
+Schedule = Literal["constant", "linear", "cosine"]
+RowT = TypeVar("RowT", Example, Pair)
+_STATE_FILE = "learner.pt"
+_STATE_VERSION = 1
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """Low-rank adapters (arXiv 2106.09685) on the linear layers that `targets` names, trained in place of the weights."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    """Updates are scaled by alpha / rank."""
+    targets: str | tuple[str, ...] = "all-linear"
+    """Module names such as ("q_proj", "v_proj"); "all-linear" takes all but the output layer."""
+
+
+class Learner:
+    """Trains a copy of a policy's weights with AdamW; the policy itself stays as it is.
+
+    Weights being trained are float32 whatever the policy's type (with `lora`, the adapters are). Dropout is off, so that
+    log-probs are those of the policy that samples. `autocast="bfloat16"` computes matrix products in that type: twice as
+    fast and more from some ten million parameters on, and not exact. Weight decay spares norms and biases. Rows are
+    computed in packs of about `max_pack_tokens` tokens, which bounds memory and changes no result. On one thread the same
+    calls give the same bits.
+    """
+
+    def __init__(
+        self,
+        policy: LocalPolicy,
+        *,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
+        clip_norm: float | None = 1.0,
+        warmup_steps: int = 0,
+        total_steps: int | None = None,
+        schedule: Schedule = "constant",
+        lora: Lora | None = None,
+        autocast: str | None = None,
+        max_pack_tokens: int = 4096,
+    ) -> None:
+        """`schedule` rises over `warmup_steps`, then stays or falls to zero at `total_steps`. Raises ConfigError."""
+        self.policy = policy
+        self.lr = lr
+        self.clip_norm = clip_norm
+        self.warmup_steps, self.total_steps, self.schedule = warmup_steps, total_steps, schedule
+        self.max_pack_tokens = max_pack_tokens
+        self.n_steps = 0
+        """Optimiser steps taken."""
+        self.n_skipped = 0
+        """Steps refused because a gradient was not finite."""
+        self._check(autocast)
+        self._base = policy.version
+        self._has_gradient = False
+        module = policy.module()
+        if lora is None:
+            module = module.float().requires_grad_(True)
+        self._peft = _adapt(module, lora, policy.version) if lora else None
+        self._module = module
+        self._scorer = Scorer(module, autocast=autocast)
+        self._trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        matrices = [p for p in self._trained.values() if p.dim() >= 2]
+        vectors = [p for p in self._trained.values() if p.dim() < 2]
+        groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        self._optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=True)
+
+    def _check(self, autocast: str | None) -> None:
+        known = ("constant", "linear", "cosine")
+        if self.schedule not in known:
+            raise ConfigError(f"unknown schedule {self.schedule!r}. {did_you_mean(self.schedule, known)}")
+        if self.schedule != "constant" and (self.total_steps or 0) <= self.warmup_steps:
+            raise ConfigError(
+                f"schedule {self.schedule!r} needs total_steps > warmup_steps; got {self.total_steps} and {self.warmup_steps}"
+            )
+        if autocast not in (None, "bfloat16", "float16"):
+            raise ConfigError(f"unknown autocast {autocast!r}; expected None, 'bfloat16' or 'float16'")
+        if self.lr < 0 or (self.clip_norm is not None and self.clip_norm <= 0) or self.max_pack_tokens < 1:
+            raise ConfigError(
+                f"lr={self.lr}, clip_norm={self.clip_norm}, max_pack_tokens={self.max_pack_tokens}; "
+                "expected lr >= 0, clip_norm > 0 (or None) and max_pack_tokens >= 1"
+            )
+
+    def forward_backward(self, rows: Sequence[Example] | Sequence[Pair], loss: Loss) -> dict[str, float]:
+        """Adds the gradient of the batch's loss to what is accumulated, and returns the loss and its metrics.
+
+        Raises ConfigError for rows of the wrong kind, without log-probs that the loss needs, or with nothing to learn.
+        """
+        examples, units = _unfold(rows, loss)
+        totals, units = _totals(examples, units, loss)
+        sums: dict[str, Tensor | float] = defaultdict(float)
+        packs = pack_rows(examples, units, max_tokens=self.max_pack_tokens, share=self._scorer.shares)
+        for pack in packs:
+            logprobs = self._scorer(pack, tempered=loss.tempered)
+            value, metrics = loss.compute(logprobs, _tokens(examples, pack, logprobs.device), totals)
+            value.backward()  # type: ignore[no-untyped-call]
+            for name, part in (("loss", value.detach()), *metrics.items()):
+                sums[name] = sums[name] + part
+        self._has_gradient = True
+        counts = {"rows": float(totals.rows), "tokens": float(totals.tokens), "computed": float(sum(len(p.tokens) for p in packs))}
+        return {"loss": 0.0} | {name: float(value) for name, value in sums.items()} | counts
+
+    def optim_step(self) -> dict[str, float]:
+        """One step of AdamW on the accumulated gradient, clipped to `clip_norm`; then the gradient is zero again.
+
+        Where it is not finite the step is refused: weights stay, and `skipped` is 1. Raises ConfigError where no
+        gradient has been accumulated.
+        """
+        if not self._has_gradient:
+            raise ConfigError("optim_step without a gradient; call forward_backward first")
+        self._has_gradient = False
+        parameters = list(self._trained.values())
+        for p in parameters:
+            if p.grad is None:  # every row was left out: a gradient of zero, under which momentum still moves
+                p.grad = torch.zeros_like(p)
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm or math.inf))
+        lr = self.lr * schedule_factor(self.n_steps, self.schedule, self.warmup_steps, self.total_steps)
+        finite = math.isfinite(norm)
+        if finite:
+            for group in self._optimizer.param_groups:
+                group["lr"] = lr
+            self._optimizer.step()
+            self.n_steps += 1
+        else:
+            self.n_skipped += 1
+            log.warning("step %d refused: the gradient's norm is %s", self.n_steps, norm)
+        self._optimizer.zero_grad(set_to_none=True)
+        return {"grad_norm": norm, "lr": lr, "skipped": float(not finite)}
+
+    @property
+    def version(self) -> str:
+        """Of the present weights: the starting policy's, with the number of steps taken since."""
+        return f"{self._base}+{self.n_steps}" if self.n_steps else self._base
+
+    def sample(self) -> LocalPolicy:
+        """A policy with a copy of the present weights (adapters merged), of the starting policy's type."""
+        return self.policy.with_weights(self._weights(), self.version)
+
+    def _weights(self) -> dict[str, Tensor]:
+        if self._peft is None:
+            return own_tensors(self._module)
+        weights = {n.replace(".base_layer.", "."): w for n, w in own_tensors(self._module).items() if ".lora_" not in n}
+        for name, layer in self._module.named_modules():
+            if hasattr(layer, "get_delta_weight"):
+                weights[f"{name}.weight"] = weights[f"{name}.weight"] + layer.get_delta_weight("default").detach()
+        return weights
+
+    def save_state(self, directory: str | Path) -> None:
+        """Writes everything that training goes on from, whole or not at all.
+
+        Beside `learner.pt` stands an ordinary Hugging Face checkpoint of the weights, or an ordinary `peft` adapter.
+        Raises StorageError where it cannot be written, ConfigError between `forward_backward` and `optim_step`.
+        """
+        if self._has_gradient:
+            raise ConfigError("save_state with an accumulated gradient, which would be lost; call optim_step first")
+        write_directory(Path(directory), self._write_state)
+
+    def _write_state(self, directory: Path) -> None:
+        if self._peft is not None:
+            self._peft.save_pretrained(directory)
+        else:
+            dataclasses.replace(self.policy, weights=self._weights(), version=self.version).save(directory)
+        state = {
+            "state_version": _STATE_VERSION,
+            "base": self._base,
+            "n_steps": self.n_steps,
+            "n_skipped": self.n_skipped,
+            "adapter": {n: p.detach() for n, p in self._trained.items()} if self._peft else None,
+            "optimizer": self._optimizer.state_dict(),
+        }
+        torch.save(state, directory / _STATE_FILE)
+
+    def load_state(self, directory: str | Path) -> None:
+        """Takes up what `save_state` wrote: from here on every result is what it would have been, bit for bit.
+
+        Raises CheckpointError where the directory is incomplete, damaged or of another kind of learner.
+        """
+        path = Path(directory)
+        try:
+            state = torch.load(path / _STATE_FILE, map_location=self._scorer.device, weights_only=True)
+            if state["state_version"] != _STATE_VERSION:
+                raise ValueError(f"it is of version {state['state_version']}; this is {_STATE_VERSION}")
+            if (state["adapter"] is None) != (self._peft is None):
+                raise ValueError(f"it was saved {'without' if self._peft else 'with'} lora")
+            if self._peft is not None and state["base"] != self._base:
+                raise ValueError(f"its adapter belongs to the weights {state['base']!r}, not {self._base!r}")
+            saved = state["adapter"] or dict(LocalPolicy.load(path, device=self._scorer.device).weights)
+            with torch.no_grad():
+                for name, parameter in self._trained.items():
+                    parameter.copy_(_fitting(saved, name, parameter))
+            self._optimizer.load_state_dict(state["optimizer"])
+        except (OSError, ValueError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise CheckpointError(f"{path} cannot be resumed from: {error}") from error
+        self._base, self.n_steps, self.n_skipped = state["base"], state["n_steps"], state["n_skipped"]
+        self._optimizer.zero_grad(set_to_none=True)
+        self._has_gradient = False
+
+
+def _fitting(saved: Mapping[str, Tensor], name: str, parameter: Tensor) -> Tensor:
+    found = saved.get(name)
+    if found is None or found.shape != parameter.shape:
+        what = "is missing" if found is None else f"has shape {tuple(found.shape)}"
+        raise ValueError(f"weight {name!r} {what}; expected shape {tuple(parameter.shape)}")
+    return found
+
+
+def schedule_factor(step: int, schedule: Schedule, warmup_steps: int, total_steps: int | None) -> float:
+    """What the learning rate is multiplied by in the `step`-th step, from 0: (step + 1) / warmup_steps while it rises."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if schedule == "constant":
+        return 1.0
+    progress = min(1.0, (step - warmup_steps) / (cast(int, total_steps) - warmup_steps))
+    return 1.0 - progress if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def with_reference(rows: Sequence[RowT], policy: LocalPolicy, *, max_pack_tokens: int = 8192) -> list[RowT]:
+    """The rows with their `reference` filled in: each masked-in token's log-prob under `policy`, which stays frozen.
+
+    An Example's are those at its temperature, as its sampled ones are; a Pair's are those at temperature 1.
+    """
+    examples, _ = _flatten(rows)
+    scorer = _scorers.get(policy)
+    if scorer is None:
+        scorer = _scorers[policy] = Scorer(policy.module(share=True).requires_grad_(False))
+    references = [np.zeros(len(row.tokens), dtype=np.float32) for row in examples]
+    tempered = not (rows and isinstance(rows[0], Pair))
+    with torch.no_grad():
+        for pack in pack_rows(examples, max_tokens=max_pack_tokens, share=scorer.shares):
+            scores = scorer(pack, tempered=tempered).cpu().numpy()
+            for row, time, score in zip(pack.rows[pack.row], pack.time, scores, strict=True):
+                references[row][time] = score
+    filled = iter([dataclasses.replace(row, reference=scores) for row, scores in zip(examples, references, strict=True)])
+    result: list[Any] = []
+    row: Any
+    for row in rows:
+        result.append(dataclasses.replace(row, chosen=next(filled), rejected=next(filled)) if isinstance(row, Pair) else next(filled))
+    return result
+
+
+_scorers: weakref.WeakKeyDictionary[LocalPolicy, Scorer] = weakref.WeakKeyDictionary()
+
+
+def _adapt(module: Any, lora: Lora, version: str) -> Any:
+    """Injects adapters into the module and returns peft's wrapper around it; their first values follow from `version`."""
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise missing_extra("peft", "train", "Lora") from error
+    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed("lora", version))
+        try:
+            return get_peft_model(module, LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0))
+        except ValueError as error:
+            raise ConfigError(f"{lora} does not fit {type(module).__name__}: {error}") from error
+
+
+def _flatten(rows: Sequence[Example] | Sequence[Pair]) -> tuple[list[Example], list[Unit]]:
+    examples: list[Example] = []
+    units: list[Unit] = []
+    for row in rows:
+        parts = (row.chosen, row.rejected) if isinstance(row, Pair) else (row,)
+        units.append(tuple(range(len(examples), len(examples) + len(parts))))
+        examples += parts
+    return examples, units
+
+
+def _unfold(rows: Sequence[Example] | Sequence[Pair], loss: Loss) -> tuple[list[Example], list[Unit]]:
+    """The single rows of a batch that suits the loss, and which of them belong together."""
+    if not rows:
+        raise ConfigError("forward_backward got no rows; filter out empty batches before")
+    expected = Pair if loss.of == "pairs" else Example
+    for row in rows:
+        if not isinstance(row, expected):
+            raise ConfigError(f"{loss.name} takes {expected.__name__} rows, and got a {type(row).__name__}")
+    examples, units = _flatten(rows)
+    for row in examples:
+        for name in loss.needs:
+            if getattr(row, name) is None:
+                how = "with_reference(rows, policy) fills them in" if name == "reference" else "they come with sampled episodes only"
+                raise ConfigError(f"{loss.name} needs {name} log-probs, and row {row.origin!r} has none; {how}")
+    return examples, units
+
+
+def _totals(examples: Sequence[Example], units: list[Unit], loss: Loss) -> tuple[Totals, list[Unit]]:
+    """The batch's denominators, and the units that can contribute a gradient."""
+    lengths = [int(row.mask.sum()) for row in examples]
+    if not any(lengths):
+        raise ConfigError(f"none of the {len(examples)} rows has a masked-in token; expected rows with assistant turns")
+    live = [u for u in units if not loss.skips_zero_weight or any(np.any(examples[i].weights[examples[i].mask]) for i in u)]
+    return Totals(
+        tokens=sum(lengths),
+        rows=sum(n > 0 for n in lengths),
+        pairs=len(units),
+        seen=sum(lengths[i] for unit in live for i in unit),
+    ), live
+
+
+def _tokens(examples: Sequence[Example], pack: Pack, device: torch.device) -> Tokens:
+    """The pack's masked-in tokens as a loss sees them."""
+
+    def gather(name: str) -> Tensor | None:
+        arrays = [getattr(examples[i], name) for i in pack.rows]
+        if any(array is None for array in arrays):
+            return None
+        flat = np.concatenate([np.asarray(array, dtype=np.float32)[examples[i].mask] for array, i in zip(arrays, pack.rows, strict=True)])
+        return torch.from_numpy(flat).to(device)
+
+    return Tokens(
+        row=torch.from_numpy(pack.row).to(device),
+        weight=cast(Tensor, gather("weights")),
+        old=gather("logprobs"),
+        reference=gather("reference"),
+        n_rows=len(pack.rows),
+    )

@@ -1,0 +1,190 @@
+"""Losses: pure functions of flat per-token tensors.
+
+A batch of R rows is seen as the M tokens that its masks let in, one after another: `logprobs` [M] under the weights being
+trained, and `Tokens` with everything else about them. A micro-batch holds whole rows (both rows of a pair), and every
+denominator is that of the whole batch (`Totals`), so losses of micro-batches add up to exactly that of the batch. Metrics
+add up in the same way.
+
+    nll               imitation: masked negative log-likelihood with per-token weights
+    dpo               preference: Direct Preference Optimization, with an optional likelihood term
+    policy_gradient   reward: the clipped surrogate of PPO and GRPO with an optional KL penalty
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from whet.errors import ConfigError, did_you_mean
+
+Metrics = dict[str, Tensor]
+Aggregation = Literal["row-token-mean", "token-mean", "constant"]
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """The M masked-in tokens of a micro-batch of R rows."""
+
+    row: Tensor
+    """int64 [M], ascending, each of 0 .. R - 1. Of pairs, row 2i is the chosen and row 2i + 1 the rejected one."""
+    weight: Tensor
+    """float32 [M]: an advantage, for a policy gradient."""
+    old: Tensor | None = None
+    """float32 [M]: log-probs of the policy that sampled."""
+    reference: Tensor | None = None
+    """float32 [M]: log-probs of the reference policy."""
+    n_rows: int = 0
+
+    def sum_rows(self, x: Tensor) -> Tensor:
+        """[M] -> [R]"""
+        return torch.zeros(self.n_rows, dtype=x.dtype, device=x.device).index_add(0, self.row, x)
+
+    def lengths(self) -> Tensor:
+        """float32 [R], at least 1: masked-in tokens of each row."""
+        return torch.bincount(self.row, minlength=self.n_rows).clamp(min=1).float()
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Of the whole batch, however it is cut into micro-batches. Rows without a masked-in token are not counted."""
+
+    tokens: int
+    rows: int
+    pairs: int = 0
+    seen: int = 0
+    """Tokens in rows that are computed, which is what metrics are means over; 0 stands for all."""
+
+    @property
+    def computed(self) -> int:
+        return self.seen or self.tokens
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What `Learner.forward_backward` minimises: `compute(logprobs, tokens, totals) -> (loss, metrics)`."""
+
+    name: str
+    compute: Callable[[Tensor, Tokens, Totals], tuple[Tensor, Metrics]]
+    of: Literal["rows", "pairs"] = "rows"
+    needs: tuple[Literal["logprobs", "reference"], ...] = ()
+    """Arrays that every row must have."""
+    tempered: bool = False
+    """Whether log-probs are those at each row's temperature, as they are where a ratio to sampled ones is taken."""
+    skips_zero_weight: bool = False
+    """Whether rows whose weights are all zero cannot contribute a gradient, so that a learner may leave them out."""
+
+
+def nll(*, normalise: Literal["token", "row"] = "token") -> Loss:
+    """Masked negative log-likelihood, L = -sum_t w_t log pi(t) / T.
+
+    `normalise="token"` divides by the number T of masked-in tokens of the batch, `"row"` by that of the token's own row
+    and by the number of rows. Weights do not enter the denominators, so that a row of weight 2 pulls like two rows.
+    """
+    if normalise not in ("token", "row"):
+        raise ConfigError(f"unknown normalise {normalise!r}. {did_you_mean(normalise, ('token', 'row'))}")
+
+    def compute(logprobs: Tensor, tokens: Tokens, totals: Totals) -> tuple[Tensor, Metrics]:
+        per_token = -tokens.weight * logprobs
+        if normalise == "row":
+            loss = (tokens.sum_rows(per_token) / tokens.lengths()).sum() / totals.rows
+        else:
+            loss = per_token.sum() / totals.tokens
+        return loss, {"nll": -logprobs.detach().sum() / totals.computed}
+
+    return Loss(name="nll", compute=compute, skips_zero_weight=True)
+
+
+def dpo(*, beta: float = 0.1, nll: float = 0.0) -> Loss:
+    """Direct Preference Optimization (arXiv 2305.18290, equation 7), for pairs with reference log-probs.
+
+        L = mean over pairs of  -log sigmoid(beta (D_chosen - D_rejected)),   D = sum_t w_t (log pi(t) - log pi_ref(t))
+
+    All weights are 1 in the paper. `nll` adds that many times the chosen row's mean negative log-likelihood per token
+    (the alpha of arXiv 2404.19733, equation 2, there with the length of the whole answer), which keeps the likelihood
+    of what is preferred from sinking.
+    """
+    if beta <= 0 or nll < 0:
+        raise ConfigError(f"beta is {beta} and nll is {nll}; expected beta > 0 and nll >= 0")
+    nll_coefficient = nll
+
+    def compute(logprobs: Tensor, tokens: Tokens, totals: Totals) -> tuple[Tensor, Metrics]:
+        assert tokens.reference is not None
+        implicit = beta * tokens.sum_rows(tokens.weight * (logprobs - tokens.reference))
+        chosen, rejected = implicit[0::2], implicit[1::2]
+        margin = chosen - rejected
+        loss = -F.logsigmoid(margin).sum() / totals.pairs
+        metrics = {
+            "accuracy": (margin > 0).float().sum() / totals.pairs,
+            "margin": margin.detach().sum() / totals.pairs,
+            "reward_chosen": chosen.detach().sum() / totals.pairs,
+            "reward_rejected": rejected.detach().sum() / totals.pairs,
+        }
+        if nll_coefficient:
+            likelihood = -(tokens.sum_rows(logprobs) / tokens.lengths())[0::2].sum() / totals.pairs
+            loss = loss + nll_coefficient * likelihood
+            metrics["nll_chosen"] = likelihood.detach()
+        return loss, metrics
+
+    return Loss(name="dpo", compute=compute, of="pairs", needs=("reference",))
+
+
+def policy_gradient(
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    kl: float = 0.0,
+    aggregation: Aggregation = "row-token-mean",
+    constant: float | None = None,
+) -> Loss:
+    """The clipped surrogate (PPO, arXiv 1707.06347, equation 7) with tokens' weights as advantages A.
+
+        l_t = -min(r_t A, clip(r_t, 1 - clip_low, 1 + clip_high) A) + kl (e^d - d - 1),
+        r_t = pi(t) / pi_old(t),   d = log pi_ref(t) - log pi(t)
+
+    The last term is the estimator of the KL divergence to a reference policy that GRPO uses (arXiv 2402.03300,
+    equation 4). Aggregations: "row-token-mean", the mean over rows of the mean over each row's tokens (GRPO, equation 3);
+    "token-mean", over all tokens (DAPO, arXiv 2503.14476, equation 8); "constant", the sum over tokens divided by the
+    number of rows and by `constant`, such as the longest row allowed (Dr. GRPO, arXiv 2503.20783).
+    """
+    if not 0 <= clip_low <= 1 or clip_high < 0 or kl < 0:
+        raise ConfigError(f"clip_low={clip_low}, clip_high={clip_high}, kl={kl}; expected clip_low in [0, 1], clip_high >= 0, kl >= 0")
+    known = ("row-token-mean", "token-mean", "constant")
+    if aggregation not in known:
+        raise ConfigError(f"unknown aggregation {aggregation!r}. {did_you_mean(aggregation, known)}")
+    if (aggregation == "constant") != (constant is not None) or (constant is not None and constant <= 0):
+        raise ConfigError(f"constant is {constant} with aggregation={aggregation!r}; 'constant' needs one > 0, the others none")
+
+    def aggregate(per_token: Tensor, tokens: Tokens, totals: Totals) -> Tensor:
+        if aggregation == "row-token-mean":
+            return (tokens.sum_rows(per_token) / tokens.lengths()).sum() / totals.rows
+        return per_token.sum() / (totals.tokens if constant is None else totals.rows * constant)
+
+    def compute(logprobs: Tensor, tokens: Tokens, totals: Totals) -> tuple[Tensor, Metrics]:
+        assert tokens.old is not None
+        log_ratio = logprobs - tokens.old
+        ratio = log_ratio.exp()
+        clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+        per_token = -torch.min(ratio * tokens.weight, clipped * tokens.weight)
+        with torch.no_grad():
+            outside = ((ratio < 1 - clip_low) & (tokens.weight < 0)) | ((ratio > 1 + clip_high) & (tokens.weight > 0))
+            metrics = {
+                "ratio": ratio.sum() / totals.computed,
+                "clip_fraction": outside.float().sum() / totals.computed,
+                "approx_kl": (ratio - 1 - log_ratio).sum() / totals.computed,
+                "entropy": -logprobs.sum() / totals.computed,
+            }
+        if kl:
+            assert tokens.reference is not None
+            d = tokens.reference - logprobs
+            divergence = d.exp() - d - 1
+            per_token = per_token + kl * divergence
+            metrics["kl"] = divergence.detach().sum() / totals.computed
+        return aggregate(per_token, tokens, totals), metrics
+
+    needs: tuple[Literal["logprobs", "reference"], ...] = ("logprobs", "reference") if kl else ("logprobs",)
+    return Loss(name="policy_gradient", compute=compute, needs=needs, tempered=True, skips_zero_weight=not kl)
