@@ -120,12 +120,9 @@ class LocalPolicy:
         """
         with no_init_weights():
             module = AutoModelForCausalLM.from_config(copy.deepcopy(self.config), dtype=self.dtype)
-        if not share:
-            module.to(self.device)
+        module.to(self.device)
         missing, unexpected = module.load_state_dict(dict(self.weights), strict=False, assign=share)
-        if share:
-            module.tie_weights()
-            module.to(self.device)
+        module.tie_weights()
         if unexpected or set(missing) & own_tensors(module).keys():
             raise CheckpointError(f"weights do not fit {type(module).__name__}: missing {missing}, unexpected {unexpected}")
         module.generation_config = copy.deepcopy(self.generation_config) or module.generation_config
