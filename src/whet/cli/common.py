@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -24,13 +26,18 @@ SIZES = {"train_tasks": 256, "dev_tasks": 64, "test_tasks": 256, "expert_episode
 """Defaults of what a preset may set besides a method's config, with `budget` and `temperature`."""
 
 
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Names a default only where there is one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """Argparse with one-line errors that name the nearest valid option."""
 
     def __init__(self, command: str, description: str) -> None:
-        super().__init__(
-            prog=f"whet {command}", description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-        )
+        super().__init__(prog=f"whet {command}", description=description, allow_abbrev=False, formatter_class=_Formatter)
 
     def error(self, message: str) -> NoReturn:
         if unknown := re.match(r"unrecognized arguments: (-\S+)", message):
@@ -54,7 +61,7 @@ def add_agent_options(parser: argparse.ArgumentParser) -> None:
         help="base (the model that comes with whet), a directory or hub id of a Hugging Face model, a finished run, "
         "openai:MODEL@URL, expert or random",
     )
-    parser.add_argument("--temperature", type=non_negative, default=None, help="of sampling; 0 is greedy (default: 1)")
+    parser.add_argument("--temperature", type=non_negative, default=None, metavar="T", help="of sampling; 0 is greedy (default: 1)")
 
 
 def add_size_options(parser: argparse.ArgumentParser) -> None:
@@ -67,29 +74,26 @@ def add_size_options(parser: argparse.ArgumentParser) -> None:
 
 def count(text: str) -> int:
     """An integer of at least 0, for argparse."""
-    value = int(text)
-    if value < 0:
-        raise ValueError
-    return value
+    return _integer(text, 0)
 
 
 def positive(text: str) -> int:
     """An integer of at least 1, for argparse."""
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
+    return _integer(text, 1)
+
+
+def _integer(text: str, least: int) -> int:
+    if not re.fullmatch(r"[0-9]+", text) or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} was given; expected an integer of at least {least}")
+    return int(text)
 
 
 def non_negative(text: str) -> float:
     """A number of at least 0, for argparse."""
-    value = float(text)
-    if not value >= 0:
-        raise ValueError
-    return value
-
-
-count.__name__, positive.__name__, non_negative.__name__ = "count (an integer, at least 0)", "count (an integer, at least 1)", "number"
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) < math.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} was given; expected a number of at least 0")
 
 
 def load_agent(spec: str, temperature: float | None) -> Agent[Any]:

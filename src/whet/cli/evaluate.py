@@ -16,7 +16,7 @@ def parser(command: str) -> Parser:
     p.add_argument("--split", choices=SPLITS, default="test")
     p.add_argument("-n", "--tasks", type=positive, default=SIZES["test_tasks"], metavar="N", help="how many tasks")
     p.add_argument("--repeats", type=positive, default=1, help="attempts at each task")
-    p.add_argument("--seed", type=count, default=0)
+    p.add_argument("--seed", type=count, default=0, metavar="N")
     p.add_argument("--out", default=None, metavar="DIR", help="keep the episodes and a report there")
     p.add_argument("--resume", action="store_true", help="go on with the evaluation in --out, if there is one")
     p.add_argument("--quiet", action="store_true", help="no progress")

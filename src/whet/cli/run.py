@@ -32,7 +32,7 @@ def parser(command: str) -> Parser:
     p.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="options of the method, such as steps=20")
     add_agent_options(p)
     add_size_options(p)
-    p.add_argument("--seed", type=count, default=0, help="everything random follows from it")
+    p.add_argument("--seed", type=count, default=0, metavar="N", help="everything random follows from it")
     p.add_argument("--budget", type=positive, default=None, metavar="N", help="stop after this many episodes of practice")
     p.add_argument("--preset", default=None, help="settings for this environment and method, such as demo")
     p.add_argument("--out", default=None, metavar="DIR", help="the run's directory (default: runs/ENV-METHOD-seedN)")
