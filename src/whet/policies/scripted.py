@@ -5,13 +5,16 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from whet.envs.base import Action
 from whet.errors import ConfigError, PolicyError
 from whet.policies.base import Policy, Request
 from whet.seeding import derive_seed
 from whet.tools.function import Tool
 from whet.types import Turn
+
+if TYPE_CHECKING:
+    from whet.envs.base import Action
 
 
 def written_turn(action: Action) -> Turn:
@@ -40,7 +43,7 @@ class ScriptedPolicy(_TextPolicy):
 
     async def generate(self, request: Request) -> Turn:
         answer = self.function(request, random.Random(request.seed))
-        return written_turn(answer if isinstance(answer, Action) else Action(text=answer))
+        return Turn(role="assistant", content=answer, finish="stop") if isinstance(answer, str) else written_turn(answer)
 
 
 @dataclass(frozen=True)

@@ -129,16 +129,19 @@ class Calls:
         self._queue: deque[_Wave] = deque()
         self._running: set[_Wave] = set()
 
-    async def call(self, function: Callable[[], Any], limit: float, *, inline: bool) -> Any:
-        """What a plain function returns; if that is awaitable, what it comes to. Raises DeadlineError after `limit` seconds."""
-        if inline:
+    async def call(self, function: Callable[[], Any], limit: float, *, inline: bool, apart: bool = False) -> Any:
+        """What a plain function returns; if that is awaitable, what it comes to. Raises DeadlineError after `limit` seconds.
+
+        Inline calls join a wave, unless they are to run `apart`; decoding waits for them in either case.
+        """
+        if inline and not apart:
             good, value = await self._in_wave(function, limit)
         else:
-            self._gate.busy -= 1
+            self._gate.busy -= not inline
             try:
                 good, value = await self._on_thread(function, limit)
             finally:
-                self._gate.busy += 1
+                self._gate.busy += not inline
         if not good:
             raise value
         return await self.wait(value, limit) if inspect.isawaitable(value) else value

@@ -177,7 +177,7 @@ class _Attempt:
         self._actions = 0
         self._last: Step | None = None
         self._doing = "reset"
-        self._over = False
+        self._over = self._hung = False
         self._until = time.monotonic() + setting.limits.episode_s
         self._session = f"{job.id}@{next(_sessions)}"
 
@@ -222,7 +222,8 @@ class _Attempt:
             if inspect.iscoroutinefunction(env.close):
                 await calls.wait(env.close(), limits.close_s)
             else:
-                await calls.call(env.close, limits.close_s, inline=env.inline)
+                # Behind a call that hung stands a wave that may hang as well; what was hung is closed beside it.
+                await calls.call(env.close, limits.close_s, inline=env.inline, apart=self._hung)
         except Exception as error:
             _log.warning("environment %r, task %r: close() failed: %s: %s", env.name, self.job.task.id, type(error).__name__, error)
 
@@ -348,6 +349,7 @@ class _Attempt:
         place = {"reset": "reset", "turn": f"the policy's turn {self._actions + 1}", "step": f"step {self._actions}"}[self._doing]
         where = f"environment {self.setting.env.name!r}, task {self.job.task.id!r}, {place}"
         if isinstance(error, DeadlineError):
+            self._hung = True
             name = "episode" if time.monotonic() >= self._until else self._doing
             limit = getattr(self.setting.limits, f"{name}_s")
             text = f"{where}: still running after {limit:g} s (Limits.{name}_s)"
