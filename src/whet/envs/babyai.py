@@ -126,6 +126,7 @@ class BabyAI(Env):
         """One action; anything else is answered with the valid ones and costs the turn."""
         if self._as_tools:
             step = super().step(action)
+            assert isinstance(step, Step)
             self._over = self._over or self._truncated
             return replace(step, truncated=self._truncated and not step.terminated)
         if self._over:

@@ -1,0 +1,248 @@
+"""From what a user types to an environment: `load_env("search:hops=1-3")`, `load_env("path/to/file.py:MyEnv")`.
+
+    search                               a bundled environment
+    search:hops=1-3,facts=6              with options
+    path/to/file.py:MyEnv                a class of a file outside any package
+    path/to/file.py:MyEnv:size=3         with options
+    package.module:MyEnv                 a class of an installed module
+    gymnasium:FrozenLake-v1,map_name=8x8 a gymnasium environment, by its id
+
+A class may be an `Env`, a `gymnasium.Env`, or a function that makes one of the latter. Options are read by the
+annotations of the class's `__init__`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import json
+import re
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from whet.envs.base import Env, EnvFactory
+from whet.errors import ConfigError, MissingExtra, did_you_mean
+
+_BUNDLED = {
+    "search": "whet.envs.search:Search",
+    "babyai": "whet.envs.babyai:BabyAI",
+    "gymnasium": "whet.envs.gymnasium:GymEnv",
+}
+_FILE = re.compile(r"(?P<path>.*?\.py)(?::(?P<name>[^:=,]*))?(?::(?P<options>.*))?", re.DOTALL)
+_MODULE = re.compile(r"(?P<path>\w+(?:\.\w+)*):(?P<name>[A-Za-z_]\w*)(?::(?P<options>.*))?", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class EnvInfo:
+    """What there is to say about a bundled environment."""
+
+    name: str
+    summary: str
+    options: Mapping[str, str]
+    """Option -> its type and default, as in `int = 4`."""
+    missing: str | None = None
+    """The message that says what to install, where something must be."""
+
+
+def names() -> tuple[str, ...]:
+    """Names of the bundled environments."""
+    return tuple(sorted(_BUNDLED))
+
+
+def describe(name: str) -> EnvInfo:
+    """Summary and options of a bundled environment. Raises ConfigError for an unknown name."""
+    if name not in _BUNDLED:
+        raise ConfigError(f"unknown environment {name!r}. {did_you_mean(name, _BUNDLED)}")
+    try:
+        cls = _bundled(name)
+    except MissingExtra as error:
+        return EnvInfo(name=name, summary="", options={}, missing=str(error))
+    summary = " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
+    return EnvInfo(name=name, summary=summary, options={key: _shown(p) for key, p in _arguments(cls)[0].items()})
+
+
+def _shown(parameter: inspect.Parameter) -> str:
+    """An argument's type and default, as the source has them."""
+    kind = parameter.annotation if isinstance(parameter.annotation, str) else getattr(parameter.annotation, "__name__", "")
+    return kind if parameter.default is parameter.empty else f"{kind} = {parameter.default!r}"
+
+
+def load_env(spec: str) -> EnvFactory:
+    """The environment that `spec` names (forms above).
+
+    Raises ConfigError where there is no such environment, file, class or option, where a value has the wrong type, or
+    where the file cannot be imported; MissingExtra where a bundled environment needs a package that is not installed.
+    """
+    head, _, rest = spec.partition(":")
+    if head in _BUNDLED:
+        if head == "gymnasium":
+            id, _, rest = rest.partition(",")
+            if not id:
+                raise ConfigError("the environment 'gymnasium' needs an id, such as gymnasium:FrozenLake-v1")
+            return _factory(_bundled(head), rest, spec, {"env": id})
+        return _factory(_bundled(head), rest, spec)
+    if match := _FILE.fullmatch(spec):
+        module = _load_file(match["path"])
+        return _factory(_pick(module, match["name"] or "", match["path"]), match["options"] or "", spec)
+    if match := _MODULE.fullmatch(spec):
+        if (found := _import(match["path"])) is not None:
+            return _factory(_pick(found, match["name"], match["path"]), match["options"] or "", spec)
+        if "." in match["path"]:
+            raise ConfigError(f"no module {match['path']!r} to take {match['name']!r} from; is it installed, or on PYTHONPATH?")
+    known = did_you_mean(head, _BUNDLED)
+    raise ConfigError(f"unknown environment {head!r}. {known} One of your own is path/to/file.py:ClassName or module.path:ClassName.")
+
+
+def _bundled(name: str) -> type[Env]:
+    module, _, attribute = _BUNDLED[name].partition(":")
+    cls: type[Env] = getattr(importlib.import_module(module), attribute)
+    return cls
+
+
+def _factory(target: Any, text: str, spec: str, given: Mapping[str, Any] | None = None) -> EnvFactory:
+    """A factory of `target`, an `Env` class or what makes a gymnasium environment, with the options in `text`."""
+    if inspect.isclass(target) and issubclass(target, Env):
+        return EnvFactory(target, {**(given or {}), **_options(target, text, spec)}, spec=spec)
+    adapter = _bundled("gymnasium")
+    return EnvFactory(adapter, {"env": target, **_options(target, text, spec, also=adapter)}, spec=spec)
+
+
+def _options(target: Callable[..., Any], text: str, spec: str, also: type[Env] | None = None) -> dict[str, Any]:
+    """`a=1,b=x` by the annotations of `target`'s arguments. Commas inside a value are kept unless a `key=` follows."""
+    accepted, hints, open_ended = _arguments(target)
+    if also is not None:
+        accepted, hints = {**_arguments(also)[0], **accepted}, {**_arguments(also)[1], **hints}
+    options: dict[str, Any] = {}
+    for part in re.split(r",(?=\s*[A-Za-z_]\w*\s*=)", text) if text.strip() else ():
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals:
+            raise ConfigError(f"{part!r} in {spec!r} is no option; expected key=value, with commas between options")
+        if key not in accepted and not open_ended:
+            raise ConfigError(f"{spec!r}: the environment has no option {key!r}. {did_you_mean(key, accepted)}")
+        if key in options:
+            raise ConfigError(f"option {key!r} stands twice in {spec!r}")
+        options[key] = _value(hints[key], value, key) if key in hints else _literal(value)
+    return options
+
+
+def _arguments(target: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], dict[str, Any], bool]:
+    """What may be passed to `target` by name, the types of these arguments, and whether it takes any others, too."""
+    parameters = inspect.signature(target).parameters.values()
+    named = {p.name: p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    try:
+        hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except (NameError, TypeError):  # types that exist for type checkers only: values are then read by their looks
+        hints = {}
+    return named, {key: hint for key, hint in hints.items() if key in named}, any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def _value(annotation: Any, text: str, key: str) -> Any:
+    """`text` as the annotation wants it: as a word (`8`, `true`, `1-3`), else as JSON (`[1, 2]`); `none` where allowed."""
+    adapter = TypeAdapter(annotation)
+    if text.lower() in ("none", "null"):
+        with contextlib.suppress(ValidationError):
+            return adapter.validate_python(None)
+    try:
+        return adapter.validate_strings(text)
+    except ValidationError as error:
+        problem = error.errors()[0]["msg"]
+    try:
+        return adapter.validate_json(text)
+    except ValidationError:
+        expected = annotation.__name__ if inspect.isclass(annotation) else str(annotation).replace("typing.", "")
+        raise ConfigError(f"option {key!r} is {text!r}; expected {expected}: {problem}") from None
+
+
+def _literal(text: str) -> Any:
+    """The value of an option without an annotation: JSON where it is JSON, a string otherwise."""
+    lowered = text.lower()
+    if lowered in ("true", "false", "none"):
+        return {"true": True, "false": False, "none": None}[lowered]
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _import(path: str) -> ModuleType | None:
+    """The module, or None where there is none. An import that fails inside it is an error of its own."""
+    try:
+        return importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name and (path == error.name or path.startswith(f"{error.name}.")):
+            return None
+        raise ConfigError(f"module {path!r} cannot be imported: {error}") from error
+    except Exception as error:
+        raise ConfigError(f"module {path!r} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def _load_file(path: str) -> ModuleType:
+    """The file as a module of its own. Its name holds the path and the content, so that nothing else is shadowed,
+    asking twice gives the same classes, and an edited file gives new ones."""
+    file = Path(path).expanduser().resolve()
+    if not file.is_file():
+        near = [p.name for p in file.parent.glob("*.py")] if file.parent.is_dir() else []
+        where = did_you_mean(file.name, near) if near else f"The directory {file.parent} has no Python files."
+        raise ConfigError(f"no such file: {path}. {where}")
+    source = file.read_bytes()
+    name = f"_whet_{re.sub(r'[^0-9A-Za-z_]', '_', file.stem)}_{hashlib.blake2b(str(file).encode() + source, digest_size=6).hexdigest()}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and type hints look a class's module up by name
+    # The file may import its neighbours; they come last, so that they hide no installed module.
+    beside = str(file.parent)
+    added = beside not in sys.path
+    if added:
+        sys.path.append(beside)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[name]
+        if not isinstance(error, Exception) and not isinstance(error, SystemExit):
+            raise
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+        at = f" (line {line})" if line else ""
+        raise ConfigError(f"{path} cannot be imported: {type(error).__name__}: {error}{at}") from error
+    finally:
+        if added and beside in sys.path:
+            sys.path.remove(beside)
+    return module
+
+
+def _pick(module: ModuleType, name: str, where: str) -> Any:
+    """The environment called `name` in the module; the only one there is, where no name is given."""
+    own = {key: value for key, value in vars(module).items() if _is_env(value) and value.__module__ == module.__name__}
+    if not name:
+        if len(own) == 1:
+            return next(iter(own.values()))
+        raise ConfigError(f"{where} has {len(own) or 'no'} environments; name one as {where}:ClassName. {did_you_mean('', own)}")
+    if not hasattr(module, name):
+        raise ConfigError(f"{where} has no {name!r}. {did_you_mean(name, own)}")
+    found = getattr(module, name)
+    if _is_env(found) or (inspect.isfunction(found) and "gymnasium" in sys.modules):
+        return found
+    what = "a class" if inspect.isclass(found) else f"a {type(found).__name__}"
+    raise ConfigError(f"{where}:{name} is {what}; expected a subclass of whet.Env or gymnasium.Env, such as `class {name}(Env):`")
+
+
+def _is_env(value: object) -> bool:
+    """A class of whet's or gymnasium's environments; gymnasium is asked only when the user's file has imported it."""
+    if not inspect.isclass(value):
+        return False
+    stock = getattr(sys.modules.get("gymnasium"), "Env", None)
+    return (issubclass(value, Env) and value is not Env) or (stock is not None and issubclass(value, stock) and value is not stock)
