@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 from pathlib import Path
 
 from whet.cli.common import Parser
@@ -55,19 +54,13 @@ def show_methods(names: list[str]) -> None:
 
 
 def show_envs(names: list[str]) -> None:
-    """All bundled environments with the first line of their docstring, or the named ones with it whole."""
+    """Bundled environments with what they are and their options; all of them, or the named ones."""
     from whet import envs
 
     for name in names or envs.names():
-        try:
-            factory = envs.load_env(name)
-        except MissingExtra as error:
-            print(f"{name:<10} (not available: {error})")
-            continue
-        doc = inspect.getdoc(factory.cls) or ""
-        print(f"{name:<10} {doc if names else doc.partition(chr(10))[0]}")
-        parameters = [p for p in inspect.signature(factory.cls).parameters.values() if p.kind is not p.VAR_KEYWORD]
-        if parameters:
-            print(f"    options: {', '.join(str(p) for p in parameters)}")
+        info = envs.describe(name)
+        print(f"{name:<10} {info.summary or f'(not available: {info.missing})'}")
+        for key, text in info.options.items():
+            print(f"    {key}: {text}")
     if not names:
         print("\nYour own: --env path/to/file.py:MyEnv")

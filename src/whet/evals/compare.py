@@ -180,8 +180,8 @@ class Comparison:
 
 
 CAPTION = (
-    "Intervals are clustered by task. 'seeds' is the range of the success rates of the training seeds. Differences are paired by task "
-    "and seed. Costs are what making one agent took, stages before it included."
+    "Intervals are clustered by task; success rates of the training seeds stand beside them. Differences are paired by task and seed. "
+    "Costs are what making one agent took, with the stages before it."
 )
 
 

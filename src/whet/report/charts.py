@@ -51,7 +51,7 @@ def curve_chart(title: str, curves: Sequence[Curve], *, share: bool) -> str:
     return f"<figure><b>{escape(title)}</b>{drawing}</figure>"
 
 
-def interval_bar(score: dict[str, Any], seeds: Sequence[float], *, width: int = 150) -> str:
+def interval_bar(score: dict[str, Any], seeds: Sequence[float], *, width: int = 190) -> str:
     """A success rate on the scale from 0 to 1: its interval, its mean, and a faint dot for each seed."""
     dots = "".join(f'<circle class="seed" cx="{_at(v, width):.1f}" cy="9" r="2.2"/>' for v in seeds if math.isfinite(v))
     return (

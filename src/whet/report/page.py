@@ -19,7 +19,8 @@ body { margin: 0 auto; max-width: 68rem; padding: 2.5rem 1.25rem 4rem; backgroun
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .3rem; letter-spacing: -.01em; }
 h2 { font-size: 1.1rem; margin: 2.6rem 0 .8rem; }
 h3 { font-size: .95rem; margin: 1.4rem 0 .5rem; }
-p.note, figcaption { color: var(--soft); font-size: .87rem; margin: .5rem 0; }
+p.note { color: var(--soft); font-size: .87rem; margin: .5rem 0; }
+h3 .note { color: var(--soft); font-weight: 400; font-size: .87rem; margin-left: .6rem; }
 code, pre, .mono { font: .86rem/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: .6rem; background: var(--card); }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
@@ -33,13 +34,14 @@ td small { color: var(--soft); font-size: .82rem; }
 .badge.warn { background: var(--warn-soft); color: var(--warn); }
 .warning { background: var(--warn-soft); color: var(--warn); padding: .5rem .8rem; border-radius: .5rem; margin: .6rem 0;
   font-size: .9rem; }
-.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); gap: 1rem; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: .8rem; }
 figure { margin: 0; padding: .8rem .8rem .5rem; border: 1px solid var(--line); border-radius: .6rem; background: var(--card); }
 figure b { font-size: .9rem; } svg { display: block; width: 100%; height: auto; overflow: visible; }
 svg text { font: 10px system-ui, sans-serif; fill: var(--soft); }
 svg .grid { stroke: var(--line); } svg .line { fill: none; stroke: var(--accent); stroke-width: 1.8; stroke-linejoin: round; }
 svg .band { fill: var(--accent); opacity: .16; } svg .dot { fill: var(--accent); } svg .seed { fill: var(--soft); opacity: .55; }
-svg .interval { stroke: var(--accent); stroke-width: 2; } svg .hit { fill: transparent; } svg .hit:hover { fill: var(--accent); }
+svg .interval { stroke: var(--accent); stroke-width: 3; opacity: .55; }
+svg .hit { fill: transparent; } svg .hit:hover { fill: var(--accent); }
 details { border: 1px solid var(--line); border-radius: .6rem; background: var(--card); margin: .5rem 0; }
 summary { cursor: pointer; padding: .5rem .8rem; display: flex; gap: .6rem; align-items: baseline; flex-wrap: wrap; }
 summary .task { font-weight: 600; } summary .meta { color: var(--soft); font-size: .85rem; margin-left: auto; }

@@ -84,9 +84,10 @@ def _comparison_page(directory: Path) -> str:
         for run in (run for found in runs.values() for run in found):
             run.close()
     warnings = "".join(map(page.warning, record["warnings"]))
-    note = f'<p class="note">{escape(record["caption"])}</p>'
+    note = f'<p class="note">Faint dots are seeds. {escape(record["caption"])}</p>'
     sections = [
         page.section("Result", warnings + _rows(rows, record["level"]) + note),
+        page.section("Costs and details", _details(rows)),
         page.section("Learning", _legend(runs) + learning if learning else ""),
         episodes,
         page.section("Settings", page.facts(settings)),
@@ -100,39 +101,38 @@ def _comparison_page(directory: Path) -> str:
 def _rows(rows: Sequence[Mapping[str, Any]], level: float) -> str:
     cells = []
     for row in rows:
-        s, d, cost = row["success"], row["difference"], row["cost"]
+        s, d = row["success"], row["difference"]
         name = f"<b>{escape(row['recipe'])}</b>"
         name += " " + page.badge("scripted", "warn") if row["scripted"] else ""
         name += " " + page.badge(f"{row['n_errors']} of {row['n_episodes']} failed", "warn") if row["n_errors"] else ""
-        seeds = " ".join(f"{v:.0%}" for v in row["seeds"]) if len(row["seeds"]) > 1 else ""
-        clear = bool(d) and not d["low"] <= 0 <= d["high"]
-        difference = f"{100 * d['mean']:+.1f} <small>[{100 * d['low']:.1f}, {100 * d['high']:.1f}]</small>" if d else ""
-        kind = "" if not clear else "good" if d["mean"] > 0 else "bad"
-        verdict = page.badge(
-            f"{'better' if d['mean'] > 0 else 'worse'} than {row['baseline']}" if clear else f"not clear vs {row['baseline']}", kind
-        )
-        agree = f"{row['better_seeds']}/{len(row['seeds'])}" if d and len(row["seeds"]) > 1 else ""
-        costs = [f"{cost['episodes']:,}", f"{cost['sampled_tokens']:,}", f"{cost['seconds']:,.0f}"] if cost else ["", "", ""]
         score = f"{s['mean']:.1%} <small>[{100 * s['low']:.1f}, {100 * s['high']:.1f}]</small>"
-        interval = interval_bar(s, row["seeds"])
-        p = "" if not d else "&lt;0.001" if d["p"] < 0.001 else f"{d['p']:.3f}"
-        reward = f"{row['reward']['mean']:.3f}"
-        cells.append([name, interval, score, f"<small>{seeds}</small>", difference, verdict if d else "", agree, p, reward, *costs])
-    head = [
-        "recipe",
-        "",
-        f"success [{level:.0%}]",
-        "each seed",
-        "difference",
-        "",
-        "seeds better",
-        "p",
-        "reward",
-        "episodes",
-        "tokens",
-        "seconds",
-    ]
+        seeds = " ".join(f"{v:.0%}" for v in row["seeds"]) if len(row["seeds"]) > 1 else ""
+        difference = f"{100 * d['mean']:+.1f} <small>[{100 * d['low']:.1f}, {100 * d['high']:.1f}]</small>" if d else ""
+        cells.append([name, interval_bar(s, row["seeds"]), score, f"<small>{seeds}</small>", difference, _verdict(row)])
+    head = ["recipe", "", f"success [{level:.0%}]", "each seed", "difference", ""]
     return page.table(head, cells, left=(0, 1, 5))
+
+
+def _verdict(row: Mapping[str, Any]) -> str:
+    d, than = row["difference"], row["baseline"]
+    if not d:
+        return ""
+    if d["low"] <= 0 <= d["high"]:
+        return page.badge(f"no clear difference to {than}")
+    return page.badge(f"better than {than}", "good") if d["mean"] > 0 else page.badge(f"worse than {than}", "bad")
+
+
+def _details(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The second table: what the agents took, and the figures behind the verdicts."""
+    cells = []
+    for row in rows:
+        d, r, cost = row["difference"], row["reward"], row["cost"]
+        costs = [f"{cost['episodes']:,}", f"{cost['sampled_tokens']:,}", f"{cost['seconds']:,.0f}"] if cost else ["", "", ""]
+        p = "" if not d else "&lt;0.001" if d["p"] < 0.001 else f"{d['p']:.3f}"
+        agree = f"{row['better_seeds']} of {len(row['seeds'])}" if d and len(row["seeds"]) > 1 else ""
+        reward = f"{r['mean']:.3f} <small>[{r['low']:.3f}, {r['high']:.3f}]</small>"
+        cells.append([escape(row["recipe"]), *costs, reward, agree, p])
+    return page.table(["recipe", "episodes", "tokens sampled", "seconds", "reward", "seeds above baseline", "p"], cells)
 
 
 def _evaluations(found: Mapping[str, Mapping[str, Any]]) -> str:
