@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from whet.errors import CheckpointError, ConfigError, did_you_mean
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from whet.agents import Agent
     from whet.envs.base import EnvFactory
+    from whet.evals import Comparison
     from whet.runs import Run
     from whet.types import Data, Episode
 
@@ -174,8 +173,9 @@ def make_data(env: EnvFactory, needs: frozenset[str], sizes: dict[str, int], run
     )
 
 
-def console() -> Console:
-    """Stdout for tables: as wide as the terminal, or as a table needs where there is none."""
+def print_table(comparison: Comparison) -> None:
+    """The table on stdout, as wide as the terminal allows."""
     from rich.console import Console
 
-    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=120)
+    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=160)
+    console.print(comparison.table(console.width))

@@ -20,7 +20,7 @@ from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from whet.cli.common import SIZES, Parser, add_agent_options, add_size_options, console, positive, preset
+from whet.cli.common import SIZES, Parser, add_agent_options, add_size_options, positive, preset, print_table
 from whet.cli.status import Status
 from whet.config import configure, parse_overrides
 from whet.errors import CheckpointError, ConfigError, StorageError, WhetError, did_you_mean
@@ -277,7 +277,7 @@ def _finish(args: argparse.Namespace, recipes: list[str], jobs: list[Job], out: 
     comparison = _comparison(args, recipes, jobs)
     write_atomic(out / "comparison.json", json.dumps(comparison.to_json()))
     page = write_report(out)
-    console().print(comparison.table())
+    print_table(comparison)
     print(f"runs: {out}\nreport: {page}")
 
 

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 from pathlib import Path
 
-from whet.cli.common import SIZES, Parser, add_agent_options, console, count, load_agent, positive
+from whet.cli.common import SIZES, Parser, add_agent_options, count, load_agent, positive, print_table
 from whet.types import SPLITS
 
 
@@ -39,6 +39,6 @@ def main(args: argparse.Namespace) -> None:
     ):
         tasks = env.tasks(args.split, args.tasks)
         evaluation = evaluate(agent, env, tasks, repeats=args.repeats, seed=run.seed("evaluation"), run=run, name="final")
-    console().print(compare({args.model: [evaluation]}, {}, costs={}).table())
+    print_table(compare({args.model: [evaluation]}, {}))
     if args.out:
         print(f"report: {write_report(Path(args.out))}")

@@ -11,12 +11,12 @@ from whet.cli.common import (
     Parser,
     add_agent_options,
     add_size_options,
-    console,
     count,
     load_agent,
     make_data,
     positive,
     preset,
+    print_table,
     save_agent,
 )
 from whet.config import configure, parse_overrides, to_json
@@ -85,7 +85,7 @@ def _print_result(out: Path, env: EnvFactory, run: Run, page: Path) -> None:
     names = {"before": "before", "final": str(run.config["method"])}
     shown = {names[name]: found[name] for name in ("before", "final") if name in found}
     table = compare(shown, "before" if "before" in shown else {}, costs={names["final"]: run.cost})
-    console().print(table.table())
+    print_table(table)
     print(f"run: {out}\nreport: {page}")
 
 

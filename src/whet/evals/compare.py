@@ -119,25 +119,53 @@ class Comparison:
         return f"{first.env}: {len(first.tasks)} {first.split} tasks{attempts}, {seeds} seed{'s' if seeds > 1 else ''}"
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
-        """Headings, and the rows of the table as text. Differences are in points of success."""
-        head = ["recipe", f"success [{self.level:.0%}]", "seeds", "difference", "versus", "episodes", "tokens", "seconds"]
-        failed = any(row.n_errors for row in self.rows)
-        return head + ["failed"] * failed, [_cells(row) + ([f"{row.n_errors}/{row.n_episodes}"] if failed else []) for row in self.rows]
+        """Headings, and the rows of the table as text, without empty columns. Differences are in points of success."""
+        columns = {
+            "recipe": [row.recipe + " (scripted)" * row.scripted + " !" * bool(row.warning) for row in self.rows],
+            f"success [{self.level:.0%}]": [_points(row.success) for row in self.rows],
+            "seeds": [f"{100 * min(row.seeds):.0f}–{max(row.seeds):.0%}" if len(row.seeds) > 1 else "" for row in self.rows],
+            "difference": [_points(row.difference, "+") if row.difference else "" for row in self.rows],
+            "versus": [row.baseline or "" for row in self.rows],
+            "episodes": [f"{row.cost.episodes:,}" if row.cost else "" for row in self.rows],
+            "tokens": [_short(row.cost.sampled_tokens) if row.cost else "" for row in self.rows],
+            "seconds": [f"{row.cost.seconds:,.0f}" if row.cost else "" for row in self.rows],
+            "failed": [f"{row.n_errors}/{row.n_episodes}" if row.n_errors else "" for row in self.rows],
+        }
+        kept = {name: column for name, column in columns.items() if any(column)}
+        return list(kept), [list(cells) for cells in zip(*kept.values())]
+
+    @property
+    def caption(self) -> str:
+        """What a reader must know about the columns that the table has."""
+        head = self.cells()[0]
+        parts = {
+            "recipe": "Intervals are clustered by task.",
+            "seeds": "'seeds' is the range over training seeds.",
+            "difference": "Differences are paired by task and seed.",
+            "episodes": "Costs are what making one agent took, with the stages before it.",
+            "failed": "Failed episodes are left out of the means.",
+        }
+        return " ".join(text for name, text in parts.items() if name in head)
 
     def warnings(self) -> list[str]:
         return [f"{row.recipe}: {row.warning}" for row in self.rows if row.warning] + list(self.notes)
 
-    def table(self) -> Table:
-        """For `rich.print`."""
+    def table(self, width: int | None = None) -> Table:
+        """For `rich.print`. Where `width` characters are too few, columns are left out, the least important first."""
         from rich.box import SIMPLE_HEAD
         from rich.table import Table
 
         head, rows = self.cells()
-        caption = "\n".join([CAPTION, *self.warnings()])
-        table = Table(title=self.title, caption=caption, caption_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
-        for i, name in enumerate(head):
-            table.add_column(name, justify="left" if i in (0, 4) else "right", no_wrap=i in (1, 3))
-        for cells in rows:
+        columns = {name: [row[i] for row in rows] for i, name in enumerate(head)}
+        for name in ("seconds", "tokens", "failed", "episodes", "versus", "seeds"):
+            if width is None or sum(max(map(len, [key, *cells])) + 1 for key, cells in columns.items()) + 1 <= width:
+                break
+            columns.pop(name, None)
+        caption = "\n".join([self.caption, *self.warnings()])
+        table = Table(title=self.title, caption=caption, caption_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=0)
+        for name in columns:
+            table.add_column(name, justify="left" if name in ("recipe", "versus") else "right", overflow="fold")
+        for cells in zip(*columns.values()):
             table.add_row(*cells)
         return table
 
@@ -145,13 +173,13 @@ class Comparison:
         head, rows = self.cells()
         lines = [head, ["---"] * len(head), *rows]
         notes = "".join(f"\n\n> {warning}" for warning in self.warnings())
-        return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + f"\n\n{self.title}. {CAPTION}{notes}\n"
+        return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + f"\n\n{self.title}. {self.caption}{notes}\n"
 
     def to_json(self) -> dict[str, Any]:
         """Everything: the table's rows, and the evaluations they were made from."""
         return {
             "title": self.title,
-            "caption": CAPTION,
+            "caption": self.caption,
             "level": self.level,
             "notes": list(self.notes),
             "warnings": self.warnings(),
@@ -177,12 +205,6 @@ class Comparison:
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path} cannot be read as a comparison: {error}") from error
-
-
-CAPTION = (
-    "Intervals are clustered by task; success rates of the training seeds stand beside them. Differences are paired by task and seed. "
-    "Costs are what making one agent took, with the stages before it."
-)
 
 
 def compare(
@@ -233,19 +255,10 @@ def _row_means(matrix: np.ndarray) -> np.ndarray:
     return means
 
 
-def _cells(row: Row) -> list[str]:
-    s, d, cost = row.success, row.difference, row.cost
-    name = row.recipe + (" (scripted)" if row.scripted else "") + (" !" if row.warning else "")
-    return [
-        name,
-        f"{s.mean:.1%} [{100 * s.low:.1f}, {100 * s.high:.1f}]",
-        f"{100 * min(row.seeds):.0f}–{max(row.seeds):.0%}" if len(row.seeds) > 1 else "",
-        f"{100 * d.mean:+.1f} [{100 * d.low:.1f}, {100 * d.high:.1f}]" if d else "",
-        row.baseline or "",
-        f"{cost.episodes:,}" if cost else "",
-        _short(cost.sampled_tokens) if cost else "",
-        f"{cost.seconds:,.0f}" if cost else "",
-    ]
+def _points(value: Score | Difference, sign: str = "") -> str:
+    """Such as `93.1% [91.1, 94.7]`, or `+43.2 [38.5, 47.3]` of a difference."""
+    unit = "" if sign else "%"
+    return f"{100 * value.mean:{sign}.1f}{unit} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
 
 
 def _short(number: int) -> str:
