@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from whet.errors import ConfigError
@@ -32,6 +32,10 @@ class Sampling:
             raise ConfigError(f"top_p is {self.top_p}; expected a number in (0, 1]")
         if self.top_k < 0 or (self.max_tokens is not None and self.max_tokens < 1):
             raise ConfigError(f"top_k is {self.top_k} and max_tokens is {self.max_tokens}; expected top_k >= 0 and max_tokens >= 1")
+
+    def at(self, temperature: float) -> Sampling:
+        """The same at another temperature."""
+        return replace(self, temperature=temperature)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

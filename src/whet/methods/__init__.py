@@ -1,0 +1,55 @@
+"""Every method is one file named after it, with one function `method(agent, data, *, env, run, cfg) -> Agent`.
+
+The registry reads the files: a method exists because its file does. Each begins with its title and paper, followed by
+the paper's algorithm box, and says in `NEEDS` which parts of the data it cannot do without.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from whet.errors import ConfigError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Method:
+    """What the command line knows about a method."""
+
+    name: str
+    title: str
+    paper: str
+    """Such as `arXiv:2402.03300`; several are separated by commas."""
+    needs: tuple[str, ...]
+    """Of `train`, `dev`, `experts`: what must not be empty in its data."""
+    config: type
+    """The frozen dataclass of its options, with the paper's values."""
+    function: Callable[..., Any]
+    """`function(agent, data, *, env, run, cfg) -> Agent`"""
+
+
+def names() -> list[str]:
+    """The names of all methods."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def get(name: str) -> Method:
+    """A method by its name. Raises ConfigError with the nearest name for one that does not exist."""
+    if name not in names():
+        raise ConfigError(f"unknown method {name!r}. {did_you_mean(name, names())}")
+    module = importlib.import_module(f"{__name__}.{name}")
+    title = (module.__doc__ or "").splitlines()[0].strip()
+    papers = re.findall(r"arXiv:\d{4}\.\d{5}", title)
+    config = next(value for key, value in vars(module).items() if key.endswith("Config") and value.__module__ == module.__name__)
+    return Method(
+        name=name,
+        title=title.split(" (")[0].rstrip("."),
+        paper=", ".join(papers),
+        needs=module.NEEDS,
+        config=config,
+        function=getattr(module, name),
+    )

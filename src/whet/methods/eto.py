@@ -1,0 +1,75 @@
+"""Exploration-based Trajectory Optimisation (ETO, arXiv:2403.02502).
+
+pi <- SFT(pi, D_expert)                          (done before: `sft`)
+repeat I times:
+    explore     e^ ~ pi(. | u)  for every task u of the expert's episodes
+    contrast    (e_w, e_l) <- the better and the worse of (e_expert, e^);  ties are dropped
+    optimise    pi_ref <- pi;  minimise DPO(e_w, e_l; pi, pi_ref, beta) on action tokens
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from whet import learn
+from whet.agents import Agent
+from whet.data import batches, to_pair
+from whet.envs.base import EnvFactory
+from whet.rollout import rollout_groups
+from whet.types import Data
+
+if TYPE_CHECKING:
+    from whet.runs import Run
+
+NEEDS = ("experts",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ETOConfig:
+    """Defaults: the authors' scripts. Of tuples, the last entry holds for all later iterations."""
+
+    iterations: int = 3
+    beta: tuple[float, ...] = (0.1, 0.5)
+    lr: tuple[float, ...] = (1e-6, 5e-7)
+    epochs: int = 3
+    batch_size: int = 32
+    samples: int = 1
+    """Explorations of each task."""
+    temperature: float = 0.0
+    """Of the exploration; the authors explore greedily."""
+    max_extra_turns: int | None = 5
+    """A loser is cut to this many turns more than the winner has (from the authors' code)."""
+    nll: float = 0.0
+    """Weight of the winner's likelihood beside the DPO loss; 0 in the paper."""
+
+
+def eto(agent: Agent[Any], data: Data, *, env: EnvFactory, run: Run, cfg: ETOConfig = ETOConfig()) -> Agent[Any]:
+    """Refine a cloned agent on its failures, each held against the expert's episode of the same task."""
+    tasks = [episode.task for episode in data.experts]
+    explorer = agent.replace(sampling=agent.sampling.at(cfg.temperature))
+    learner = learn.Learner(agent.policy, lr=cfg.lr[0])
+    for iteration in run.steps(cfg.iterations, learner, name="eto"):
+        # Explore: the current policy attempts every task of the expert's.
+        reference = learner.sample()
+        current, seed = explorer.replace(policy=reference), run.seed("explore", iteration)
+        groups = rollout_groups(current, env, tasks, n=cfg.samples, seed=seed, run=run, tag=f"iteration{iteration}")
+
+        # Contrast: the better one is chosen, whoever it is from; ties are dropped.
+        pairs = []
+        for expert, group in zip(data.experts, groups, strict=True):
+            for own in (episode for episode in group.episodes if episode.ok):
+                better, worse = (expert, own) if expert.reward >= own.reward else (own, expert)
+                pair = to_pair(better, worse, reference, max_extra_turns=cfg.max_extra_turns, tools=env.tools)
+                pairs += [pair] if pair else []
+        pairs = learn.with_reference(pairs, reference)
+
+        # Optimise: DPO against the policy that explored.
+        learner.restart(reference, lr=cfg.lr[min(iteration, len(cfg.lr) - 1)])
+        beta = cfg.beta[min(iteration, len(cfg.beta) - 1)]
+        metrics: dict[str, float] = {}
+        for batch in batches(pairs, cfg.batch_size, epochs=cfg.epochs, seed=run.seed("optimise", iteration)):
+            metrics = learner.forward_backward(batch, learn.dpo(beta=beta, nll=cfg.nll)) | learner.optim_step()
+        outcomes = [own.success for group in groups for own in group.episodes if own.ok]
+        run.log(iteration, success=sum(outcomes) / max(1, len(outcomes)), pairs=len(pairs), **metrics)
+    return agent.replace(policy=learner.sample())

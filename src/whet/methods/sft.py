@@ -1,0 +1,45 @@
+"""Supervised fine-tuning on expert episodes (behaviour cloning; as the first stage of ETO, arXiv:2403.02502).
+
+minimise  -log pi(actions | u, history)   over the expert's episodes, on action tokens only
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from whet import learn
+from whet.agents import Agent
+from whet.data import batches, to_examples
+from whet.envs.base import EnvFactory
+from whet.types import Data
+
+if TYPE_CHECKING:
+    from whet.runs import Run
+
+NEEDS = ("experts",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTConfig:
+    """Defaults: ETO's settings for models of 7B parameters."""
+
+    epochs: int = 3
+    lr: float = 2e-5
+    batch_size: int = 64
+    warmup: float = 0.03
+    """Share of the steps; then a cosine to zero."""
+
+
+def sft(agent: Agent[Any], data: Data, *, env: EnvFactory, run: Run, cfg: SFTConfig = SFTConfig()) -> Agent[Any]:
+    """The agent with a policy that imitates `data.experts`."""
+    rows = [row for episode in data.experts for row in to_examples(episode, agent.policy, tools=env.tools)]
+    per_epoch = -(-len(rows) // cfg.batch_size)
+    total = cfg.epochs * per_epoch
+    learner = learn.Learner(agent.policy, lr=cfg.lr, schedule="cosine", warmup_steps=int(cfg.warmup * total), total_steps=total)
+    for epoch in run.steps(cfg.epochs, learner, name="sft"):
+        metrics: dict[str, float] = {}
+        for batch in batches(rows, cfg.batch_size, seed=run.seed("sft", epoch)):
+            metrics = learner.forward_backward(batch, learn.nll()) | learner.optim_step()
+        run.log(epoch, **metrics)
+    return agent.replace(policy=learner.sample())
