@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, get_type_hints
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError, create_model
 
 from whet.errors import ConfigError
 
@@ -61,8 +62,13 @@ def is_tool(value: object) -> bool:
 
 
 def describe(function: Callable[..., Any]) -> Tool:
-    """The `Tool` of a function or unbound method. Raises ConfigError where an annotation is missing."""
-    hints = get_type_hints(function)
+    """The `Tool` of a function or unbound method. Raises ConfigError where an annotation is missing or has no JSON schema."""
+    try:
+        hints = get_type_hints(function, include_extras=True)
+    except NameError as error:
+        raise ConfigError(
+            f"an annotation of tool {function.__name__!r} cannot be resolved: {error}; import the type, or define it above"
+        ) from None
     summary, per_argument = _docstring(function)
     fields: dict[str, Any] = {}
     for parameter in inspect.signature(function).parameters.values():
@@ -70,12 +76,23 @@ def describe(function: Callable[..., Any]) -> Tool:
             continue
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise ConfigError(f"tool {function.__name__!r} takes *{parameter.name}; name each argument, so that a schema can be made")
+        if parameter.name.startswith("_"):
+            raise ConfigError(f"argument {parameter.name!r} of tool {function.__name__!r} begins with an underscore; give it another name")
         if parameter.name not in hints:
-            raise ConfigError(f"argument {parameter.name!r} of tool {function.__name__!r} has no type; annotate it, such as `{parameter.name}: str`")
+            raise ConfigError(
+                f"argument {parameter.name!r} of tool {function.__name__!r} has no type; annotate it, such as `{parameter.name}: str`"
+            )
         default = ... if parameter.default is parameter.empty else parameter.default
         fields[parameter.name] = (hints[parameter.name], default)
-    arguments = create_model(f"{function.__name__}_arguments", __config__=ConfigDict(extra="forbid"), **fields)
-    schema = TypeAdapter(arguments).json_schema()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*shadows an attribute")  # arguments may be called `copy` or `json`
+            config = ConfigDict(extra="forbid", protected_namespaces=())
+            arguments = create_model(f"{function.__name__}_arguments", __config__=config, **fields)
+        schema = TypeAdapter(arguments).json_schema()
+    except (PydanticUserError, NameError) as error:
+        problem = str(error).splitlines()[0]
+        raise ConfigError(f"tool {function.__name__!r} cannot be described to a model: {problem}") from error
     properties = {
         name: {key: value for key, value in spec.items() if key != "title"}
         | ({"description": per_argument[name]} if name in per_argument else {})
