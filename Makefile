@@ -1,0 +1,51 @@
+# Every target sets up what it needs in .venv; `make` alone lists them.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help demo test quick lint bench base leaderboard clean
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 22
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.user: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -c constraints.txt -e '.[train,envs]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -c constraints.txt -e '.[train,envs,openai,dev]'
+	@touch $@ $(VENV)/.user
+
+demo: $(VENV)/.user  ## set up, then improve the embedded model by three methods and prove it (under 10 minutes on 2 cores)
+	$(BIN)/whet compare --env search:hops=1-3 --model base --preset demo --recipes base,sft,sft+rejection_sampling,sft+eto,sft+grpo \
+	  --seeds 3 --workers 2 --out runs/demo
+
+test: $(VENV)/.dev  ## set up, then run every test
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+quick: $(VENV)/.dev  ## the fast tests, under 3 minutes
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not slow'
+
+lint: $(VENV)/.dev  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev  ## speed against transformers and TRL, measured in alternation
+	$(BIN)/python benchmarks/bench_generate.py
+	$(BIN)/python benchmarks/bench_grpo.py
+
+base: $(VENV)/.user  ## rebuild the embedded base model from nothing (about half an hour of one core)
+	$(BIN)/python scripts/base/build.py
+
+leaderboard: $(VENV)/.user  ## the comparison on BabyAI, resumable; its result is committed under results/
+	$(BIN)/whet compare --env babyai:level=GoToLocal --model base --preset demo --recipes base,sft,sft+rejection_sampling,sft+eto,sft+grpo \
+	  --seeds 3 --workers 2 --out runs/babyai
+
+clean:  ## remove what was built, but no runs
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
