@@ -1,5 +1,6 @@
 """BabyAI: what the text says is what the agent sees, the bot solves it from anywhere, and wrong words cost a turn."""
 
+import itertools
 import random
 
 import numpy as np
@@ -73,7 +74,7 @@ def test_the_text_agrees_with_the_world(level):
                 words = line.split()
                 if words[0] in ("carrying", "wall"):
                     continue
-                numbers = {unit: int(n) for n, unit in zip(words[2:], words[3:]) if n.isdigit()}
+                numbers = {unit: int(n) for n, unit in itertools.pairwise(words) if n.isdigit()}
                 side = numbers.get("right", 0) - numbers.get("left", 0)
                 x, y = world.agent_pos + numbers.get("ahead", 0) * world.dir_vec + side * world.right_vec
                 thing = world.grid.get(x, y)
@@ -81,13 +82,9 @@ def test_the_text_agrees_with_the_world(level):
                 if thing.type == "door":
                     assert words[-1] == ("open" if thing.is_open else "locked" if thing.is_locked else "closed")
 
-        def act(env):
-            return env.expert(rng) if rng.random() < 0.7 else env.random_action(rng)
-
-        text = env.reset(task)
-        check(env, text)
+        check(env, env.reset(task))
         for _ in range(25):
-            step = env.step(act(env))
+            step = env.step(env.expert(rng) if rng.random() < 0.7 else env.random_action(rng))
             if step.terminated or step.truncated:
                 break
             check(env, step.observation)
@@ -261,7 +258,7 @@ def test_every_level_can_be_made_and_described():
 
 
 def test_options_and_tasks():
-    with pytest.raises(ConfigError, match="babyai has no level 'GoToLocl'. Did you mean 'GoToLocal'"):
+    with pytest.raises(ConfigError, match=r"babyai has no level 'GoToLocl'. Did you mean 'GoToLocal'"):
         load_env("babyai:level=GoToLocl")()
     with pytest.raises(ConfigError, match="max_turns is 0"):
         BabyAI(max_turns=0)

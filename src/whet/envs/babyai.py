@@ -118,7 +118,8 @@ class BabyAI(Env):
         if task.data.get("level", self.level) != self.level:
             raise EnvError(f"task {task.id!r} is of level {task.data['level']!r}, but this environment plays {self.level!r}")
         self._seed = task.seed
-        self._view = self._world.reset(seed=task.seed)[0]["image"]
+        self._world.reset(seed=task.seed)
+        self._view = self._world.gen_obs()["image"]  # some levels fill the agent's hands after they made their first one
         self._taken, self._advisor, self._truncated, self._over = [], None, False, False
         return self._observation()
 
