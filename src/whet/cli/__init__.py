@@ -36,20 +36,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if argv[0] not in COMMANDS:
         return _fail(f"unknown command {argv[0]!r}. {did_you_mean(argv[0], COMMANDS)}", 2)
-    if os.environ.get("WHET_DEBUG"):
-        return _command(argv)
     try:
         return _command(argv)
+    except SystemExit as stop:  # argparse has said what is wrong, or has shown its help
+        return int(stop.code or 0)
     except KeyboardInterrupt:
-        return _fail(f"interrupted. {_how_to_resume(argv)}", 130)
+        return _fail(f"interrupted. {_how_to_resume(argv)}".strip(), 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except WhetError as error:
-        return _fail(str(error), 1)
-    except MemoryError:
-        return _fail("out of memory. Use fewer or shorter episodes at a time, or a smaller model.", 1)
     except Exception as error:
+        if os.environ.get("WHET_DEBUG"):
+            raise
+        if isinstance(error, WhetError):
+            return _fail(str(error), 1)
         return _fail(f"{type(error).__name__}: {error} (unexpected; WHET_DEBUG=1 shows where)", 1)
 
 

@@ -96,19 +96,22 @@ def non_negative(text: str) -> float:
 
 
 def load_agent(spec: str, temperature: float | None) -> Agent[Any]:
-    """The agent of a finished run, or a bare one around `load_policy(spec)`."""
+    """The agent of a finished run, or a bare one around `load_policy(spec)`.
+
+    Raises CheckpointError for a run without a finished agent, and what `load_policy` raises.
+    """
     from whet.agents import Agent
     from whet.policies import load_policy
     from whet.policies.base import Sampling
 
     agent: Agent[Any]
     directory = Path(spec)
-    if (directory / "agent.json").exists():
-        record = json.loads((directory / "agent.json").read_text())
-        policy = load_policy(str(directory / "model") if record["policy"] is None else record["policy"])
+    record = _agent_record(directory)
+    if record is not None:
         memory = {task: tuple(notes) for task, notes in record["memory"].items()}
+        policy = load_policy(record["policy"] or str(directory / "model"))
         agent = Agent(policy, instructions=record["instructions"], memory=memory, sampling=Sampling(**record["sampling"]))
-    elif (directory / "commit.json").exists() or (directory / "status").exists():
+    elif (directory / "status").exists():
         raise CheckpointError(f"the run in {directory} has no finished agent yet. Finish it with --resume, or give another --model.")
     else:
         agent = Agent(load_policy(spec))
@@ -118,9 +121,9 @@ def load_agent(spec: str, temperature: float | None) -> Agent[Any]:
 
 
 def save_agent(agent: Agent[Any], directory: Path, spec: str) -> None:
-    """Write what `load_agent(directory)` reads: the weights under `model`, everything else to `agent.json`.
+    """Write what `load_agent(directory)` reads: weights under `model`, everything else to `agent.json`.
 
-    `spec` names the policy where it has no weights to save.
+    `spec` is where the agent came from; it names the policy again where that has no weights to save.
     """
     from whet.runs.files import write_atomic, write_directory
 
@@ -128,12 +131,24 @@ def save_agent(agent: Agent[Any], directory: Path, spec: str) -> None:
     if save is not None:
         write_directory(directory / "model", save)
     record = {
-        "policy": None if save is not None else spec,
+        "policy": None if save is not None else (_agent_record(Path(spec)) or {"policy": spec})["policy"],
         "instructions": agent.instructions,
         "memory": {task: list(notes) for task, notes in agent.memory.items()},
         "sampling": dataclasses.asdict(agent.sampling),
     }
     write_atomic(directory / "agent.json", json.dumps(record, indent=1))
+
+
+def _agent_record(directory: Path) -> dict[str, Any] | None:
+    """The contents of agent.json; None where there is no such file."""
+    path = directory / "agent.json"
+    if not path.exists():
+        return None
+    try:
+        record = json.loads(path.read_text())
+        return {key: record[key] for key in ("policy", "instructions", "memory", "sampling")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} cannot be read as an agent: {error!r}") from error
 
 
 def preset(name: str | None, env: EnvFactory, method: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -105,7 +105,7 @@ def _stages(recipes: list[str]) -> list[str]:
 
 
 def _check_options(args: argparse.Namespace, stages: list[str]) -> None:
-    """Everything that could be refused later is refused now: names, config keys and values, the model."""
+    """Refuse now what would be refused later: unknown names, config keys and values."""
     from whet import methods
     from whet.envs import load_env
 
