@@ -10,15 +10,17 @@ import dataclasses
 import itertools
 import random
 from collections.abc import Iterator, Sequence
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
 from whet.errors import ConfigError
-from whet.policies.chat import ChatFormat
 from whet.seeding import derive_seed
-from whet.tools.function import Tool
 from whet.types import Episode, Example, Pair, Turn
+
+if TYPE_CHECKING:
+    from whet.policies.chat import ChatFormat
+    from whet.tools.function import Tool
 
 RowT = TypeVar("RowT")
 

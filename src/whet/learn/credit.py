@@ -32,7 +32,7 @@ def leave_one_out_advantages(rewards: Sequence[float]) -> list[float]:
     Equals n / (n - 1) times the advantages without standard deviation.
     """
     values = np.asarray(rewards, dtype=np.float64)
-    if values.size < 2:
+    if values.size < 2 or np.ptp(values) == 0.0:
         return [0.0] * values.size
     others = (values.sum() - values) / (values.size - 1)
     return [float(a) for a in values - others]

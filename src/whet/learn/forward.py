@@ -150,11 +150,10 @@ class _HeadLogprobs(torch.autograd.Function):
         ctx.kept = [] if any(ctx.needs_input_grad) and len(hidden) * len(weight) * 4 <= _KEEP else None
         out = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         for part in _slices(len(hidden)):
-            logits = _logits(hidden[part], weight, temperature[part])
-            normaliser = logits.logsumexp(-1)
-            torch.sub(logits.gather(1, target[part, None])[:, 0], normaliser, out=out[part])
+            logprobs = _logprobs(hidden[part], weight, temperature[part])
+            out[part] = logprobs.gather(1, target[part, None])[:, 0]
             if ctx.kept is not None:
-                ctx.kept.append(logits.sub_(normaliser[:, None]))
+                ctx.kept.append(logprobs)
         return out
 
     @staticmethod
@@ -168,7 +167,7 @@ class _HeadLogprobs(torch.autograd.Function):
                 logprobs = ctx.kept[i]
                 ctx.kept[i] = None
             else:
-                logprobs = _logits(hidden[part], weight, temperature[part]).log_softmax(-1)
+                logprobs = _logprobs(hidden[part], weight, temperature[part])
             scaled = (grad[part] / temperature[part])[:, None]
             to_logits = logprobs.exp_().mul_(-scaled).scatter_add_(1, target[part, None], scaled).to(weight.dtype)
             if to_hidden is not None:
@@ -183,8 +182,8 @@ def _slices(n: int) -> Iterator[slice]:
     return (slice(start, min(start + _SLICE, n)) for start in range(0, n, _SLICE))
 
 
-def _logits(hidden: Tensor, weight: Tensor, temperature: Tensor) -> Tensor:
-    return (hidden @ weight.t()).float().div_(temperature[:, None])
+def _logprobs(hidden: Tensor, weight: Tensor, temperature: Tensor) -> Tensor:
+    return (hidden @ weight.t()).float().div_(temperature[:, None]).log_softmax(-1)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -85,6 +85,7 @@ class Learner:
         """Optimiser steps taken."""
         self.n_skipped = 0
         """Steps refused because a gradient was not finite."""
+        self._restarts = 0
         self._check(autocast)
         self._base = policy.version
         self._has_gradient = False
@@ -95,6 +96,7 @@ class Learner:
         self._module = module
         self._scorer = Scorer(module, autocast=autocast)
         self._trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self._fresh_adapters = {name: p.detach().clone() for name, p in self._trained.items()} if lora else {}
         matrices = [p for p in self._trained.values() if p.dim() >= 2]
         vectors = [p for p in self._trained.values() if p.dim() < 2]
         groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -180,6 +182,28 @@ class Learner:
                 weights[f"{name}.weight"] = weights[f"{name}.weight"] + layer.get_delta_weight("default").detach()
         return weights
 
+    def restart(self, policy: LocalPolicy, *, lr: float | None = None) -> None:
+        """Go on from the weights of `policy` with a fresh optimiser, as methods do that fine-tune anew in each round.
+
+        Of a learner with adapters, `policy` must be the one it was made with: fresh adapters begin at no change.
+        Raises ConfigError for a policy of another shape.
+        """
+        if self._peft is not None and policy.version != self.policy.version:
+            raise ConfigError(f"a learner with adapters restarts from its own policy {self.policy.version!r}, not {policy.version!r}")
+        weights = self._fresh_adapters if self._peft is not None else policy.weights
+        try:
+            with torch.no_grad():
+                for name, parameter in self._trained.items():
+                    parameter.copy_(_fitting(weights, name, parameter))
+        except ValueError as error:
+            raise ConfigError(f"cannot restart from {policy.version!r}: {error}") from error
+        self._optimizer.state.clear()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._has_gradient = False
+        self.lr = self.lr if lr is None else lr
+        self._restarts += 1
+        self._base, self.n_steps = f"{policy.version}/{self._restarts}", 0
+
     def save_state(self, directory: str | Path) -> None:
         """Writes everything that training goes on from, whole or not at all.
 
@@ -200,6 +224,8 @@ class Learner:
             "base": self._base,
             "n_steps": self.n_steps,
             "n_skipped": self.n_skipped,
+            "restarts": self._restarts,
+            "lr": self.lr,
             "adapter": {n: p.detach() for n, p in self._trained.items()} if self._peft else None,
             "optimizer": self._optimizer.state_dict(),
         }
@@ -227,6 +253,7 @@ class Learner:
         except (OSError, ValueError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise CheckpointError(f"{path} cannot be resumed from: {error}") from error
         self._base, self.n_steps, self.n_skipped = state["base"], state["n_steps"], state["n_skipped"]
+        self._restarts, self.lr = state["restarts"], state["lr"]
         self._optimizer.zero_grad(set_to_none=True)
         self._has_gradient = False
 
@@ -259,18 +286,16 @@ def with_reference(rows: Sequence[RowT], policy: LocalPolicy, *, max_pack_tokens
     if scorer is None:
         scorer = _scorers[policy] = Scorer(policy.module(share=True).requires_grad_(False))
     references = [np.zeros(len(row.tokens), dtype=np.float32) for row in examples]
-    tempered = not (rows and isinstance(rows[0], Pair))
+    pairs = bool(rows) and isinstance(rows[0], Pair)
     with torch.no_grad():
         for pack in pack_rows(examples, max_tokens=max_pack_tokens, share=scorer.shares):
-            scores = scorer(pack, tempered=tempered).cpu().numpy()
+            scores = scorer(pack, tempered=not pairs).cpu().numpy()
             for row, time, score in zip(pack.rows[pack.row], pack.time, scores, strict=True):
                 references[row][time] = score
     filled = iter([dataclasses.replace(row, reference=scores) for row, scores in zip(examples, references, strict=True)])
-    result: list[Any] = []
-    row: Any
-    for row in rows:
-        result.append(dataclasses.replace(row, chosen=next(filled), rejected=next(filled)) if isinstance(row, Pair) else next(filled))
-    return result
+    if not pairs:
+        return cast(list[RowT], list(filled))
+    return [dataclasses.replace(cast(Any, pair), chosen=next(filled), rejected=next(filled)) for pair in rows]
 
 
 _scorers: weakref.WeakKeyDictionary[LocalPolicy, Scorer] = weakref.WeakKeyDictionary()

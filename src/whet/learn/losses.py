@@ -119,7 +119,7 @@ def dpo(*, beta: float = 0.1, nll: float = 0.0) -> Loss:
         margin = chosen - rejected
         loss = -F.logsigmoid(margin).sum() / totals.pairs
         metrics = {
-            "accuracy": (margin > 0).float().sum() / totals.pairs,
+            "accuracy": (margin > 0).to(margin.dtype).sum() / totals.pairs,
             "margin": margin.detach().sum() / totals.pairs,
             "reward_chosen": chosen.detach().sum() / totals.pairs,
             "reward_rejected": rejected.detach().sum() / totals.pairs,
@@ -174,7 +174,7 @@ def policy_gradient(
             outside = ((ratio < 1 - clip_low) & (tokens.weight < 0)) | ((ratio > 1 + clip_high) & (tokens.weight > 0))
             metrics = {
                 "ratio": ratio.sum() / totals.computed,
-                "clip_fraction": outside.float().sum() / totals.computed,
+                "clip_fraction": outside.to(ratio.dtype).sum() / totals.computed,
                 "approx_kl": (ratio - 1 - log_ratio).sum() / totals.computed,
                 "entropy": -logprobs.sum() / totals.computed,
             }

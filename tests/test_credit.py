@@ -1,0 +1,38 @@
+"""Advantages against values worked out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from whet.learn import group_advantages, leave_one_out_advantages
+
+# Rewards 1, 0, 0, 0: mean 1/4; deviations 3/4, -1/4, -1/4, -1/4; sum of squares 9/16 + 3/16 = 3/4; sample variance
+# (3/4) / 3 = 1/4, so std 1/2, and with the added 1e-4 each deviation is divided by 0.5001.
+REWARDS = [1.0, 0.0, 0.0, 0.0]
+
+
+def test_group_advantages_by_hand() -> None:
+    assert group_advantages(REWARDS) == pytest.approx([0.75 / 0.5001, -0.25 / 0.5001, -0.25 / 0.5001, -0.25 / 0.5001], abs=1e-12)
+    assert group_advantages(REWARDS, normalize_std=False) == [0.75, -0.25, -0.25, -0.25]
+
+
+def test_leave_one_out_by_hand() -> None:
+    # The first is compared with the mean of three zeros, each other one with the mean of 1, 0, 0.
+    assert leave_one_out_advantages(REWARDS) == pytest.approx([1.0, -1 / 3, -1 / 3, -1 / 3])
+
+
+@pytest.mark.parametrize("rewards", [[], [0.7], [0.1, 0.1, 0.1]])
+def test_groups_that_tell_nothing_get_zeros(rewards: list[float]) -> None:
+    assert group_advantages(rewards) == leave_one_out_advantages(rewards) == [0.0] * len(rewards)
+
+
+@given(st.lists(st.floats(-10, 10), min_size=2, max_size=9))
+def test_leave_one_out_is_a_multiple_of_the_centred_rewards(rewards: list[float]) -> None:
+    n = len(rewards)
+    np.testing.assert_allclose(
+        leave_one_out_advantages(rewards), np.array(group_advantages(rewards, normalize_std=False)) * n / (n - 1), atol=1e-9
+    )
+    assert sum(group_advantages(rewards)) == pytest.approx(0.0, abs=1e-6)
