@@ -119,6 +119,37 @@ def calling(rng: random.Random) -> Document:
     return Document((*system, *turns), tuple(tools))
 
 
+def errand(rng: random.Random) -> Document:
+    """Two tools that are new in every document: one finds something out, the other reports it; not always done right."""
+    find, report = rng.sample(VERBS + NOUNS, 2)
+    asked, told = rng.sample(NOUNS, 2)
+    number = rng.random() < 0.5
+    things = rng.sample(NOUNS, 3)
+    values = {word: rng.choice(NUMBERS) if number else thing(rng) for word in things}
+    tools = [_tool(rng, find, asked, "string"), _tool(rng, report, told, "integer" if number else "string")]
+    rng.shuffle(tools)
+    wanted, right = rng.choice(things), rng.random() < 0.6
+    question = rng.choice((f"How much is the {wanted}?", f"What is the {wanted}?", f"Where is the {wanted}?", f"{wanted}?"))
+    turns = [say("system", _instructions(rng)), say("user", question)]
+    for word in [wanted] if right or rng.random() < 0.5 else rng.sample(things, rng.randint(0, 2)):
+        turns.append(Turn(role="assistant", tool_calls=(ToolCall(name=find, arguments={asked: word}),)))
+        result = rng.choice((f"The {word} costs {values[word]}.", f"{word} {values[word]}", f"The {word} is {values[word]}.", values[word]))
+        turns.append(Turn(role="tool", name=find, content=result))
+    value = values[wanted] if right else rng.choice(NUMBERS) if number else thing(rng)
+    turns.append(Turn(role="assistant", tool_calls=(ToolCall(name=report, arguments={told: int(value) if number else value}),)))
+    return Document(tuple(turns), tuple(tools))
+
+
+def _instructions(rng: random.Random) -> str:
+    words = [rng.choice(WORDS) for _ in range(rng.randint(2, 8))]
+    return rng.choice(("Use the tools.", "Answer the question.", f"{' '.join(words).capitalize()}."))
+
+
+def _tool(rng: random.Random, name: str, argument: str, kind: str) -> Tool:
+    description = " ".join(rng.choice(WORDS) for _ in range(rng.randint(2, 6))).capitalize() + "."
+    return Tool(name=name, description=description, parameters={"type": "object", "properties": {argument: {"type": kind}}})
+
+
 GREETINGS = ("Hello", "Hi", "Hello there", "Good day")
 
 
@@ -144,8 +175,9 @@ GENERAL: tuple[tuple[float, Callable[[random.Random], Document]], ...] = (
     (0.40, lookup),
     (0.20, chain),
     (0.12, copying),
-    (0.18, calling),
-    (0.10, dialogue),
+    (0.12, calling),
+    (0.08, errand),
+    (0.08, dialogue),
 )
 
 

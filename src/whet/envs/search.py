@@ -185,7 +185,8 @@ class Search(Env):
             head, *lines = turn.content.splitlines() or [""]
             if turn.role == "tool" and lines:
                 pages[head] = dict(line.split(" ", 1) for line in lines if " " in line)
-        at, plan = self.question.path[0], []
+        at = self.question.path[0]
+        plan: list[str] = []
         if self.question.sum_of:
             return f"search {at} first."
         for relation in self.question.relations:
