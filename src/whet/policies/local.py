@@ -26,7 +26,7 @@ from whet.errors import CheckpointError, ConfigError, StorageError
 from whet.policies.base import Request
 from whet.policies.chat import ChatFormat
 from whet.policies.engine import Engine
-from whet.policies.engine.select import decoder_for
+from whet.policies.engine.select import context_of, decoder_for
 from whet.policies.loading import load_parts
 from whet.tools.function import Tool
 from whet.types import Cost, Turn
@@ -96,8 +96,7 @@ class LocalPolicy:
     @property
     def context(self) -> int:
         """Tokens that a conversation can hold, answer included."""
-        text = self.config.get_text_config()
-        return int(getattr(text, "max_position_embeddings", 0) or getattr(text, "n_positions", 0) or 1 << 20)
+        return context_of(self.config)
 
     def with_weights(self, weights: Mapping[str, torch.Tensor], version: str = "") -> LocalPolicy:
         """A handle with a copy of other weights of the same names and shapes; a module's `state_dict()` will do.
@@ -161,7 +160,8 @@ class LocalPolicy:
     @functools.cached_property
     def engine(self) -> Engine:
         """The decode engine of these weights, made when first asked for."""
-        return Engine(decoder_for(self), stops=self.chat.stops, max_sessions=self.max_sessions)
+        decoder = decoder_for(self.config, self.weights, lambda: self.module(share=True))
+        return Engine(decoder, stops=self.chat.stops, max_sessions=self.max_sessions)
 
     def observe(self, turns: Sequence[Turn], new: Sequence[Turn], tools: Sequence[Tool]) -> tuple[Turn, ...]:
         """`new` turns with tokens. Of turns that are rendered together, the last one holds the tokens of all.

@@ -19,6 +19,8 @@ _FAMILY = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "g
 _ROPE_TYPES = frozenset({"default", "linear", "llama3", "yarn"})
 """Those whose frequencies do not depend on the length of the sequence."""
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
+_SMALL = 1 << 22
+"""Elements of a matrix of which a second copy costs nothing worth talking about."""
 
 
 @dataclass(frozen=True)
@@ -116,11 +118,11 @@ def rotations(config: Any, name: str, head_dim: int, length: int, device: torch.
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One block's weights, fused. Matrices are [out, in], as in a state dict."""
+    """One block's weights, fused. Matrices are [in, out], so that `x @ w` is what a linear layer does."""
 
     attention_norm: Tensor
     qkv: Tensor
-    """[(heads + 2 kv_heads) * head_dim, hidden]; within query and key heads, the two halves that rotate are interleaved."""
+    """[hidden, (heads + 2 kv_heads) * head_dim]; within query and key heads, the two halves that rotate are interleaved."""
     qkv_bias: Tensor | None
     qk_norm: Tensor | None
     """[heads + kv_heads, head_dim], interleaved likewise."""
@@ -152,7 +154,7 @@ def lay_out(arch: Architecture, weights: Mapping[str, Tensor]) -> Stack:
         embedding=embedding,
         layers=tuple(_layer(arch, weights, f"model.layers.{i}.") for i in range(arch.layers)),
         norm=_norm(arch, weights["model.norm.weight"]),
-        head=weights.get("lm_head.weight", embedding),
+        head=_turned(weights.get("lm_head.weight", embedding)),
     )
 
 
@@ -176,19 +178,25 @@ def _layer(arch: Architecture, weights: Mapping[str, Tensor], prefix: str) -> La
         qk_norm = torch.cat([q.expand(arch.heads, -1), k.expand(arch.kv_heads, -1)])
     return Layer(
         attention_norm=norm("input_layernorm"),
-        qkv=qkv,
+        qkv=_turned(qkv),
         qkv_bias=projections("bias", attention),
         qk_norm=qk_norm,
-        out=weights[f"{prefix}self_attn.o_proj.weight"],
+        out=_turned(weights[f"{prefix}self_attn.o_proj.weight"]),
         out_bias=weights.get(f"{prefix}self_attn.o_proj.bias"),
         attention_post_norm=norm("post_attention_layernorm") if arch.post_norms else None,
         mlp_norm=norm("pre_feedforward_layernorm" if arch.post_norms else "post_attention_layernorm"),
-        gate_up=gate_up,
+        gate_up=_turned(gate_up),
         gate_up_bias=projections("bias", mlp),
-        down=weights[f"{prefix}mlp.down_proj.weight"],
+        down=_turned(weights[f"{prefix}mlp.down_proj.weight"]),
         down_bias=weights.get(f"{prefix}mlp.down_proj.bias"),
         mlp_post_norm=norm("post_feedforward_layernorm") if arch.post_norms else None,
     )
+
+
+def _turned(weight: Tensor) -> Tensor:
+    """[out, in] as [in, out]. Small matrices on a CPU are laid out anew, which makes products with few rows up to 2x faster."""
+    turned = weight.t()
+    return turned.contiguous() if weight.device.type == "cpu" and weight.numel() <= _SMALL else turned
 
 
 def _norm(arch: Architecture, weight: Tensor) -> Tensor:

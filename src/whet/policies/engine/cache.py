@@ -15,17 +15,20 @@ _SMALLEST = 128
 
 
 class KVCache:
-    """A tensor [layers, rows, length, 2 * kv_heads * head_dim] that grows, and who sits in which row.
+    """A tensor [layers, 2, rows, heads, length, head_dim] (keys, then values) that grows, and who sits in which row.
 
     What lies behind a session's length is garbage, but finite: it is multiplied by zero when it is masked.
     """
 
-    def __init__(self, layers: int, width: int, *, dtype: torch.dtype, device: torch.device, max_length: int, max_bytes: int) -> None:
-        self._key = (layers, width, dtype, device)
-        self._shape = (layers, width)
+    def __init__(
+        self, layers: int, heads: int, head_dim: int, *, dtype: torch.dtype, device: torch.device, max_length: int, max_bytes: int
+    ) -> None:
+        self._shape = (layers, heads, head_dim)
+        self._key = (layers, heads, head_dim, dtype, device)
         self._dtype, self._device = dtype, device
         self._max_length, self._max_bytes = max_length, max_bytes
-        self.data = torch.empty(layers, 0, 0, width)
+        self._bytes_per_token = 2 * layers * heads * head_dim * dtype.itemsize
+        self.data = self._empty(0, 0)
         self.lengths = np.zeros(0, dtype=np.int64)
         """Tokens cached in each row."""
         self._occupants: list[Session | None] = []
@@ -36,11 +39,11 @@ class KVCache:
 
     @property
     def rows(self) -> int:
-        return self.data.shape[1]
+        return self.data.shape[2]
 
     @property
     def length(self) -> int:
-        return self.data.shape[2]
+        return self.data.shape[4]
 
     def bucket(self, length: int) -> int:
         """The length to allocate for sequences of `length`, so that growing is rare."""
@@ -51,8 +54,7 @@ class KVCache:
 
     def capacity(self, length: int) -> int:
         """Rows that fit into the memory when the longest sequence has this length; at least 1."""
-        layers, width = self._shape
-        return max(1, self._max_bytes // (layers * width * self._dtype.itemsize * self.bucket(length)))
+        return max(1, self._max_bytes // (self._bytes_per_token * self.bucket(length)))
 
     def place(self, session: Session) -> None:
         if not self.rows and (pooled := _POOL.pop(self._key, None)) is not None:
@@ -91,7 +93,7 @@ class KVCache:
         """As `Decoder.match`."""
         self._read()
         width = min(len(tokens), self._known.shape[1])
-        if not width:
+        if not width or not self.rows:
             return None, 0, 0
         equal = self._known[:, :width] == np.asarray(tokens[:width], dtype=np.int32)
         common = np.where(equal.all(axis=1), width, equal.argmin(axis=1))
@@ -115,7 +117,7 @@ class KVCache:
         self._unread.clear()
 
     def copy(self, source: Session, target: Session, length: int) -> None:
-        self.data[:, target.row, :length] = self.data[:, source.row, :length]
+        self.data[:, :, target.row, :, :length] = self.data[:, :, source.row, :, :length]
         self.advance(target, length)
 
     def gather(self, active: Sequence[Session]) -> None:
@@ -131,7 +133,7 @@ class KVCache:
             return
         target, source = to + at, at + to
         used = int(self.lengths[source].max())
-        self.data[:, target, :used] = self.data[:, source, :used]
+        self.data[:, :, target, :, :used] = self.data[:, :, source, :, :used]
         self.lengths[target] = self.lengths[source]
         self._known[target] = self._known[source]
         self._known_lengths[target] = self._known_lengths[source]
@@ -144,21 +146,24 @@ class KVCache:
     def close(self, *, healthy: bool) -> None:
         if healthy and self.rows:
             _POOL[self._key] = self.data
-        self._adopt(torch.empty(self._shape[0], 0, 0, self._shape[1]), [])
+        self._adopt(self._empty(0, 0), [])
 
     def _resize(self, rows: int, length: int) -> None:
         """Another size of the tensor; sessions move to its first rows."""
-        layers, width = self._shape
-        fresh = torch.zeros(layers, rows, length, width, dtype=self._dtype, device=self._device)
+        fresh = self._empty(rows, length)
         kept = [i for i, occupant in enumerate(self._occupants) if occupant is not None]
         if kept:
             used = int(self.lengths[kept].max())
-            fresh[:, : len(kept), :used] = self.data[:, kept, :used]
+            fresh[:, :, : len(kept), :, :used] = self.data[:, :, kept, :, :used]
         self._adopt(fresh, kept)
+
+    def _empty(self, rows: int, length: int) -> torch.Tensor:
+        layers, heads, head_dim = self._shape
+        return torch.zeros(layers, 2, rows, heads, length, head_dim, dtype=self._dtype, device=self._device)
 
     def _adopt(self, data: torch.Tensor, kept: list[int]) -> None:
         """Go on with this tensor, whose first rows hold what the `kept` rows held."""
-        rows = data.shape[1]
+        rows = data.shape[2]
         lengths, known_lengths, occupants = self.lengths[kept], self._known_lengths[kept], [self._occupants[i] for i in kept]
         known = np.zeros((rows, self._known.shape[1]), dtype=np.int32)
         known[: len(kept)] = self._known[kept]

@@ -279,9 +279,9 @@ class Engine:
     def _admit(self) -> None:
         """Move waiting jobs, in the order of their arrival, to the active ones where there is a place for them."""
         busy = {id(job.session) for job in self._active}
-        waiting, self._waiting = self._waiting, deque()
-        wanted = {job.key for job in waiting}
-        for job in waiting:
+        wanted = {job.key for job in self._waiting}
+        still: deque[Job] = deque()
+        for job in self._waiting:
             tokens = job.prompt + job.sampled
             session = self._sessions.get(job.key)
             if session is not None and id(session) in busy:  # a second answer to one conversation gets a place of its own
@@ -292,11 +292,12 @@ class Engine:
             else:
                 session = self._place(job.key, tokens, wanted)
             if session is None:
-                self._waiting.append(job)
+                still.append(job)
                 continue
             job.session = session
             busy.add(id(session))
             self._active.append(job)
+        self._waiting = still
 
     def _place(self, key: object, tokens: list[int], wanted: set[object]) -> Session | None:
         """A place for a new session; None if it should wait for one, or for the prefix that another is computing."""

@@ -45,6 +45,7 @@ class Group:
     scatter: Tensor | None
     """int64 [n]: which of the P * S results are no padding, in the order of the flat batch; None for all."""
     rows: Tensor | slice
+    sessions: int
     length: int
     masks: dict[int | None, Tensor]
     """By window: [P, 1, S * group, L], added to the scores."""
@@ -59,7 +60,7 @@ class Batch:
     rows: int
     """The first this many tokens are one for each of the cache's first rows."""
     places: Tensor
-    """int64 [T]: where the token's keys and values go, in the cache seen as [rows * length, width]."""
+    """int64 [T * 2 * kv_heads]: where a token's keys and values go in a layer's cache, seen as vectors [..., head_dim]."""
     rotations: dict[str, Tensor]
     """By rope: complex64 [T, 1, head_dim / 2]."""
     length: int
@@ -79,13 +80,16 @@ class Transformer:
             max_bytes = torch.cuda.mem_get_info(self._device)[0] // 2 if self._device.type == "cuda" else _CPU_CACHE_BYTES
         self.cache = KVCache(
             arch.layers,
-            2 * arch.kv_heads * arch.head_dim,
+            arch.kv_heads,
+            arch.head_dim,
             dtype=self._dtype,
             device=self._device,
             max_length=context + 1,
             max_bytes=max_bytes,
         )
         self._rotations: dict[str, Tensor] = {}
+        # For one query on a CPU, plain products are faster than the fused kernel (by a fifth to a third).
+        self._plain = self._device.type == "cpu" and self._dtype == torch.float32
         self._activation: Callable[[Tensor], Tensor] = _ACTIVATIONS[arch.activation]
 
     def capacity(self, length: int) -> int:
@@ -133,7 +137,7 @@ class Transformer:
         rows = [_row(s) for s in sessions]
         if rows != list(range(batch.rows)):
             x = x[torch.tensor(rows, device=self._device)]
-        logits = F.linear(self._norm(x, self.stack.norm), self.stack.head).float()
+        logits = torch.mm(self._norm(x, self.stack.norm), self.stack.head).float()
         if cap := self.arch.logit_softcap:
             logits = torch.tanh_(logits.div_(cap)).mul_(cap)
         return logits
@@ -141,18 +145,17 @@ class Transformer:
     def _block(self, i: int, layer: Layer, x: Tensor, batch: Batch) -> Tensor:
         arch = self.arch
         split = arch.heads * arch.head_dim
-        qkv = F.linear(self._norm(x, layer.attention_norm), layer.qkv, layer.qkv_bias)
+        qkv = _linear(self._norm(x, layer.attention_norm), layer.qkv, layer.qkv_bias)
         self._rotate(qkv[:, : split + arch.kv_heads * arch.head_dim], layer.qk_norm, batch.rotations[arch.ropes[i]])
-        cache = self.cache.data[i]
-        cache.view(-1, cache.shape[-1]).index_copy_(0, batch.places, qkv[:, split:])
+        self.cache.data[i].view(-1, arch.head_dim).index_copy_(0, batch.places, qkv[:, split:].reshape(-1, arch.head_dim))
         last = i == arch.layers - 1
         if last:
             x = x[: batch.rows]
         attended = self._attend(i, qkv[:, :split], batch, prompts=not last)
-        y = F.linear(attended, layer.out, layer.out_bias)
+        y = _linear(attended, layer.out, layer.out_bias)
         x = x + (y if layer.attention_post_norm is None else self._norm(y, layer.attention_post_norm))
-        gate, up = F.linear(self._norm(x, layer.mlp_norm), layer.gate_up, layer.gate_up_bias).chunk(2, dim=-1)
-        y = F.linear(self._activation(gate).mul_(up), layer.down, layer.down_bias)
+        gate, up = _linear(self._norm(x, layer.mlp_norm), layer.gate_up, layer.gate_up_bias).chunk(2, dim=-1)
+        y = _linear(self._activation(gate).mul_(up), layer.down, layer.down_bias)
         return x + (y if layer.mlp_post_norm is None else self._norm(y, layer.mlp_post_norm))
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -174,25 +177,26 @@ class Transformer:
         """Attention of the flat batch, or of its first part alone: [T or rows, heads * head_dim]."""
         arch, window = self.arch, self.arch.windows[i]
         heads = (arch.kv_heads, arch.group, arch.head_dim)
-        cache = self.cache.data[i].view(self.cache.rows, self.cache.length, 2 * arch.kv_heads, arch.head_dim)
-        kv = cache[: batch.rows, : batch.length].transpose(1, 2)
-        outs = [self._scores(q[: batch.rows].view(batch.rows, *heads), kv, batch.masks[window]).flatten(1)]
+        k, v = self.cache.data[i]
+        mine: tuple[Any, ...] = slice(None, batch.rows), slice(None), slice(None, batch.length)
+        outs = [self._scores(q[: batch.rows].view(batch.rows, *heads), k[mine], v[mine], batch.masks[window]).flatten(1)]
         for group in batch.groups if prompts else ():
-            kv = cache[:, : group.length][group.rows].transpose(1, 2)
-            n = kv.shape[0]
-            queries = q[group.gather].view(n, -1, *heads).transpose(1, 2).flatten(2, 3)  # [P, kv_heads, S * group, head_dim]
-            out = self._scores(queries, kv, group.masks[window])
-            out = out.view(n, arch.kv_heads, -1, arch.group, arch.head_dim).transpose(1, 2).reshape(len(group.gather), -1)
+            mine = group.rows, slice(None), slice(None, group.length)
+            queries = q[group.gather].view(group.sessions, -1, *heads).transpose(1, 2).flatten(2, 3)  # [P, kv_heads, S * group, head_dim]
+            out = self._scores(queries, k[mine], v[mine], group.masks[window])
+            out = out.view(group.sessions, arch.kv_heads, -1, arch.group, arch.head_dim).transpose(1, 2)
+            out = out.reshape(len(group.gather), -1)
             outs.append(out if group.scatter is None else out[group.scatter])
         return torch.cat(outs) if len(outs) > 1 else outs[0]
 
-    def _scores(self, q: Tensor, kv: Tensor, mask: Tensor) -> Tensor:
-        """Attention of q [B, kv_heads, S, head_dim] over kv [B, 2 * kv_heads, L, head_dim], keys before values."""
-        k, v = kv[:, : self.arch.kv_heads], kv[:, self.arch.kv_heads :]
+    def _scores(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        """Attention of q [B, kv_heads, S, head_dim] over k and v [B, kv_heads, L, head_dim]. Scores are scaled already."""
         cap = self.arch.score_softcap
-        if cap is None:
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.arch.scale)
-        scores = torch.tanh_((q @ k.transpose(-1, -2)).mul_(self.arch.scale / cap)).mul_(cap)
+        if cap is None and not (self._plain and q.shape[2] == self.arch.group):
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
+        scores = q @ k.transpose(-1, -2)
+        if cap is not None:
+            scores = torch.tanh_(scores.div_(cap)).mul_(cap)
         return torch.softmax(scores.add_(mask), dim=-1, dtype=torch.float32).to(v.dtype) @ v
 
     def _batch(self, sessions: Sequence[Session], counts: Sequence[int]) -> Batch:
@@ -224,12 +228,18 @@ class Transformer:
         return Batch(
             tokens=self._tensor(np.concatenate(all_tokens)),
             rows=rows,
-            places=self._tensor(np.concatenate(all_rows)) * self.cache.length + where,
+            places=self._places(np.concatenate(all_rows), np.concatenate(all_positions)),
             rotations={name: self._rotation(name)[where].unsqueeze(1) for name in set(self.arch.ropes)},
             length=length,
             masks=self._masks(seen[:, None, None, None], length),
             groups=tuple(groups),
         )
+
+    def _places(self, rows: np.ndarray[Any, Any], positions: np.ndarray[Any, Any]) -> Tensor:
+        """Where vectors [2, kv_heads] of these tokens go in [2, rows, kv_heads, length]: flat indices, token by token."""
+        cache, heads = self.cache, self.arch.kv_heads
+        half = np.arange(2)[:, None] * (cache.rows * heads * cache.length) + np.arange(heads) * cache.length
+        return self._tensor(((rows * heads * cache.length + positions)[:, None] + half.ravel()).ravel())
 
     def _group(self, members: list[tuple[Session, int]], offset: int) -> Group:
         """A group of sessions whose tokens lie one after another in the flat batch, from `offset` on."""
@@ -247,6 +257,7 @@ class Transformer:
             gather=self._tensor(np.where(inside, places, 0).ravel()),
             scatter=None if inside.all() else self._tensor(np.flatnonzero(inside)),
             rows=slice(rows[0], rows[0] + len(rows)) if together else self._tensor(np.array(rows)),
+            sessions=len(rows),
             length=length,
             masks=self._masks(depth[:, None, :, None], length),
         )
@@ -271,12 +282,17 @@ class Transformer:
     def _rotation(self, name: str) -> Tensor:
         have = self._rotations.get(name)
         if have is None or len(have) < self.cache.length:
-            have = rotations(self._config, name, self.arch.head_dim, self.cache.length, self._device)
+            # With the root of the scale on queries and on keys, their products come out scaled.
+            have = rotations(self._config, name, self.arch.head_dim, self.cache.length, self._device) * self.arch.scale**0.5
             self._rotations[name] = have
         return have
 
     def _tensor(self, array: np.ndarray[Any, Any]) -> Tensor:
         return torch.from_numpy(array).to(self._device)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight)
 
 
 def _row(session: Session) -> int:

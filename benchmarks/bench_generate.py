@@ -1,0 +1,153 @@
+"""Sampled tokens per second in multi-turn episodes: whet's engine against a loop over `transformers` generate.
+
+    python benchmarks/bench_generate.py [--model DIR] [--episodes 8 32 128] [--threads 1]
+
+Every episode has the same number of turns; a turn samples a fixed number of tokens (no stop tokens, so that both sides
+do the same work) and is followed by an observation of fixed length. The loop is what an agent written against
+transformers does: one batched `generate` over all episodes' histories per turn. All its histories have equal lengths,
+so it wastes nothing on padding, and it is not asked for log-probs, which the engine returns. Both run in one process,
+in alternation; the ratio is the median over rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, Qwen3Config
+
+from whet.policies.base import Sampling
+from whet.policies.engine import Engine
+from whet.policies.engine.select import decoder_for
+from whet.policies.local import LocalPolicy, own_tensors
+
+
+@dataclass(frozen=True)
+class Work:
+    """The episodes: `group` of them begin with the same prompt."""
+
+    episodes: int
+    group: int
+    turns: int
+    prompt: int
+    observation: int
+    answer: int
+
+    def prompts(self, vocab: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        tasks = torch.randint(3, vocab, (-(-self.episodes // self.group), self.prompt), generator=generator)
+        return tasks.repeat_interleave(self.group, 0)[: self.episodes]
+
+    def observations(self, vocab: int) -> torch.Tensor:
+        return torch.randint(3, vocab, (self.turns, self.episodes, self.observation), generator=torch.Generator().manual_seed(1))
+
+    @property
+    def sampled(self) -> int:
+        return self.episodes * self.turns * self.answer
+
+
+def run_transformers(module: Any, work: Work) -> None:
+    """One `generate` over all histories per turn, everything prefilled again each time."""
+    vocab = module.config.get_text_config().vocab_size
+    history = work.prompts(vocab)
+    for observation in work.observations(vocab):
+        history = module.generate(
+            history,
+            attention_mask=torch.ones_like(history),
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            max_new_tokens=work.answer,
+            min_new_tokens=work.answer,
+            pad_token_id=0,
+        )
+        history = torch.cat([history, observation], 1)
+
+
+def run_whet(engine: Engine, work: Work) -> None:
+    """Every episode is a coroutine that asks for a turn, looks at it, and asks for the next."""
+    vocab = engine.decoder.vocab_size
+    prompts, observations = work.prompts(vocab).tolist(), work.observations(vocab).tolist()
+
+    async def episode(i: int) -> None:
+        history = prompts[i]
+        for turn in range(work.turns):
+            result = await engine.generate(history, Sampling(), max_tokens=work.answer, seed=i * 1000 + turn, session=f"e{i}")
+            assert len(result.tokens) == work.answer
+            history = [*history, *result.tokens, *observations[turn][i]]
+        engine.release(f"e{i}")
+
+    async def everything() -> None:
+        await asyncio.gather(*(episode(i) for i in range(work.episodes)))
+
+    asyncio.run(everything())
+
+
+def seconds(function: Any, *args: Any) -> float:
+    start = time.process_time()
+    function(*args)
+    return time.process_time() - start
+
+
+def model(path: str | None) -> Any:
+    if path:
+        return LocalPolicy.load(path).module()
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=1536,
+        hidden_size=160,
+        intermediate_size=448,
+        num_hidden_layers=2,
+        num_attention_heads=5,
+        num_key_value_heads=5,
+        head_dim=32,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        eos_token_id=None,
+        bos_token_id=None,
+    )
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="checkpoint directory; a Qwen3 of 2 layers, width 160, with random weights unless given")
+    parser.add_argument("--episodes", type=int, nargs="+", default=[8, 32, 128], help="numbers of concurrent episodes")
+    parser.add_argument("--group", type=int, default=1, help="episodes that share a prompt")
+    parser.add_argument("--turns", type=int, default=6)
+    parser.add_argument("--prompt", type=int, default=80, help="tokens of the prompt")
+    parser.add_argument("--observation", type=int, default=20, help="tokens of an observation")
+    parser.add_argument("--answer", type=int, default=12, help="tokens sampled per turn")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    module = model(args.model)
+    module.generation_config.eos_token_id = None
+    size = sum(p.numel() for p in module.parameters())
+    print(f"{type(module).__name__}, {size:,} parameters, {args.threads} thread(s); {args.turns} turns of {args.answer} sampled tokens")
+    print(f"{'episodes':>8} {'transformers tok/s':>19} {'whet tok/s':>11} {'ratio':>6}  {'(range)':>12}")
+    for episodes in args.episodes:
+        work = Work(episodes, args.group, args.turns, args.prompt, args.observation, args.answer)
+        decoder = decoder_for(module.config, own_tensors(module), lambda: module)
+        engine = Engine(decoder, stops=frozenset())
+        theirs, ours = [], []
+        run_transformers(module, work), run_whet(engine, work)
+        for _ in range(args.rounds):
+            theirs.append(seconds(run_transformers, module, work))
+            ours.append(seconds(run_whet, engine, work))
+        ratios = [a / b for a, b in zip(theirs, ours)]
+        print(
+            f"{episodes:>8} {work.sampled / statistics.median(theirs):>19,.0f} {work.sampled / statistics.median(ours):>11,.0f} "
+            f"{statistics.median(ratios):>6.1f}  ({min(ratios):.1f}-{max(ratios):.1f})"
+        )
+
+
+if __name__ == "__main__":
+    main()
