@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_policy
 
+from helpers import tiny_policy
 from whet.errors import CheckpointError, ConfigError
 from whet.learn import Learner, Lora, Loss, dpo, nll, policy_gradient, with_reference
 from whet.learn.learner import schedule_factor

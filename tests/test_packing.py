@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_module
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers import tiny_module
 from whet.data.packing import Pack, pack_rows, paths_of
 from whet.errors import ConfigError
 from whet.learn import forward

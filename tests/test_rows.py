@@ -7,10 +7,10 @@ import functools
 
 import numpy as np
 import pytest
-from helpers import tiny_policy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers import tiny_policy
 from whet.data import batches, to_examples, to_pair
 from whet.data.rows import cut
 from whet.errors import ConfigError
