@@ -118,7 +118,7 @@ def test_what_a_mixtures_second_part_writes_is_read_by_the_first() -> None:
 
     policy = MixedPolicy(Tokens(lambda request, rng: ""), ScriptedPolicy(lambda request, rng: "written"), 0.0)
     (episode,) = rollout(Agent(policy=policy), MUTE, MUTE.tasks("train", 1))
-    assert [t.tokens for t in episode.turns] == [b"?"[:1] and tuple(b"?"), tuple(b"written")]
+    assert [t.tokens for t in episode.turns] == [tuple(b"?"), tuple(b"written")]
     assert len(released) == 1
 
 

@@ -92,7 +92,7 @@ class EndpointPolicy:
         try:
             completion = await self._connect().chat.completions.create(**self._body(request))
         except (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError) as error:
-            raise PolicyUnavailable(f"endpoint {self.version} failed {self._max_retries + 1} times: {_said(error)}") from error
+            raise PolicyUnavailable(f"endpoint {self.version} failed (tries: {self._max_retries + 1}): {_said(error)}") from error
         except openai.APIStatusError as error:
             if _too_long(error):
                 raise ContextFull(f"endpoint {self.version}: {_said(error)}") from error
@@ -225,7 +225,8 @@ def _said(error: Exception) -> str:
     """The server's own message where there is one."""
     body = getattr(error, "body", None)
     message = body.get("message") if isinstance(body, dict) else None
-    return str(message or error)
+    cause = f" {error.__cause__}" if error.__cause__ is not None and str(error.__cause__) else ""
+    return str(message or f"{error}{cause}")
 
 
 def _too_long(error: Any) -> bool:

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from whet.agents import Agent
@@ -32,6 +33,7 @@ _FATAL = (ConfigError, MissingExtra, CannotReplay, ReplayDiverged, StorageError)
 """What no other attempt and no other episode can escape: it ends the rollout."""
 _BACKOFF = 0.25
 """Seconds before the second attempt at something that lies outside this process; doubled each time."""
+_HERE = str(Path(__file__).parent)
 _sessions = itertools.count()
 
 
@@ -356,7 +358,7 @@ class _Attempt:
             lines, reason, passing = error.where, f"{name}_deadline", False
         else:
             text = f"{where}: {type(error).__name__}: {error}"
-            lines = "".join(traceback.format_list(traceback.extract_tb(error.__traceback__)[-3:]))
+            lines = _frames(error)
             reason = type(error).__name__
             passing = isinstance(error, PolicyUnavailable) or not isinstance(error, PolicyError)
         text = f"{text}\n{lines}".rstrip()
@@ -378,6 +380,12 @@ class _Attempt:
         if prefix is not None:
             tags["fork"] = {"episode": prefix.origin, "actions": prefix.actions}
         return tags
+
+
+def _frames(error: Exception) -> str:
+    """The last lines of a traceback that are not this package's own."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_HERE)]
+    return "".join(traceback.format_list(frames[-3:])) if not isinstance(error, PolicyError) else ""
 
 
 def _turns(observation: Any, source: str) -> tuple[Turn, ...]:

@@ -240,8 +240,8 @@ def run_sync(main: Coroutine[Any, Any, T]) -> T:
     else:
         main.close()
         raise ConfigError(
-            "rollout() was called inside a running event loop (a notebook, or a coroutine), where it cannot wait. "
-            "Write `await arollout(...)` (or `await arollout_groups(...)`) instead."
+            "this call waits for episodes, and it was made inside a running event loop (a notebook, or a coroutine), which would stand "
+            "still meanwhile. Write `await arollout(...)` or `await arollout_groups(...)` there."
         )
     loop = asyncio.new_event_loop()
     task = loop.create_task(main)
