@@ -194,6 +194,24 @@ def test_an_unexpected_error_is_one_line_and_leaves_the_run_intact(place: Path, 
     assert len(list(Run.open("r").load_episodes("eval/before"))) == 4
 
 
+_BROKEN = """
+from whet.envs.base import Env
+
+class Broken(Env):
+    def reset(self, task):
+        raise RuntimeError("no disk in drive A")
+"""
+
+
+def test_an_environment_that_raises_is_told_in_one_line_with_its_place(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "broken.py").write_text(_BROKEN)
+    assert main(["run", "sft", "--env", "broken.py:Broken", *SMALL, "--out", "r"]) == 1
+    (message,) = capsys.readouterr().err.splitlines()
+    assert "reset: RuntimeError: no disk in drive A" in message
+    assert message.endswith("broken.py, line 6)")
+    assert Run.open("r").status == "failed"
+
+
 def test_debug_shows_the_traceback(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WHET_DEBUG", "1")
     with pytest.raises(ConfigError):

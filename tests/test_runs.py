@@ -396,6 +396,20 @@ def test_the_budget_ends_the_steps(tmp_path: Path) -> None:
         assert list(run.steps(5, name="b")) == []
 
 
+def test_files_that_lost_what_was_committed_are_refused(tmp_path: Path) -> None:
+    for name, damage in (
+        ("events", lambda run: (run / "events.jsonl").write_text("")),
+        ("episodes", lambda run: [file.unlink() for file in run.glob("episodes.db*")]),
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            program(tmp_path / name, stop_at=("main", 2))
+        damage(tmp_path / name)
+        with pytest.raises(CheckpointError, match="were committed; the file was damaged"):
+            program(tmp_path / name, resume=True)
+    with pytest.raises(ConfigError, match="every is 0"):
+        next(Run.scratch().steps(3, name="a", every=0))
+
+
 def test_a_scratch_run_leaves_nothing_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run = Run.scratch(seed=1, budget=3)

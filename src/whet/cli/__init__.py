@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from whet.errors import WhetError, did_you_mean
 
@@ -49,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("WHET_DEBUG"):
             raise
         if isinstance(error, WhetError):
-            return _fail(str(error), 1)
+            return _fail(_brief(str(error)), 1)
         return _fail(f"{type(error).__name__}: {error} (unexpected; WHET_DEBUG=1 shows where)", 1)
 
 
@@ -76,6 +78,14 @@ def _command(argv: list[str]) -> int:
     module = importlib.import_module(f"whet.cli.{_MODULES.get(argv[0], argv[0])}")
     args = module.parser(argv[0]).parse_intermixed_args(argv[1:])
     return int(module.main(args) or 0)
+
+
+def _brief(message: str) -> str:
+    """The message without the traceback that a failed episode carries; of that, the last place outside of whet."""
+    text = [line for line in message.splitlines() if not line.startswith("  ")]
+    places = re.findall(r'^  File "(.+)", line (\d+)', message, re.MULTILINE)
+    own = [f"{file}, line {line}" for file, line in places if not file.startswith(str(Path(__file__).parents[1]))]
+    return "\n".join(text) + (f" ({own[-1]})" if own else "")
 
 
 def _how_to_resume(argv: list[str]) -> str:

@@ -171,6 +171,7 @@ def experts(env: EnvFactory, n: int, run: Run) -> tuple[Episode, ...]:
     episodes = rollout(Agent(load_policy("expert")), env, env.tasks("train", n), seed=run.seed("experts"))
     good = tuple(episode for episode in episodes if episode.ok and episode.success)
     run.save_episodes(episodes, "experts")
+    run.event("experts", asked=n, successful=len(good))
     if not good:
         why = next((f": {e.error.splitlines()[-1]}" for e in episodes if e.error), "")
         raise ConfigError(f"the expert of {env.name!r} succeeded in none of {n} episodes{why}. This method needs expert episodes.")

@@ -292,10 +292,17 @@ def _comparison(args: argparse.Namespace, recipes: list[str], jobs: list[Job]) -
     notes = [f"{recipe} is left out: none of its runs finished" for recipe in recipes if recipe not in shown]
     if len(seeds) < args.seeds:
         notes.append(f"only the seeds {', '.join(map(str, seeds))} are shown: the others were not finished for all recipes")
+    notes += _expert_note({recipe: done[recipe, seeds[0]] for recipe in shown})
     found = {r: [Evaluation.from_json(Run.open(done[r, seed].directory).evaluations()["final"]) for seed in seeds] for r in shown}
     costs = {recipe: _cost(recipe, seeds, done) for recipe in shown if recipe != BASE}
     baselines: Any = args.baseline if args.baseline in shown else {r: b for r in shown if (b := _parent(r, shown)) is not None}
     return compare(found, baselines, costs=costs, notes=notes)
+
+
+def _expert_note(jobs: dict[str, Job]) -> list[str]:
+    """How many expert episodes each recipe's last stage had: they are no practice, but somebody must have made them."""
+    counts = {recipe: event["successful"] for recipe, job in jobs.items() for event in Run.open(job.directory).events("experts")}
+    return [f"Expert episodes given: {', '.join(f'{recipe} {n}' for recipe, n in counts.items())}."] if counts else []
 
 
 def _parent(recipe: str, shown: list[str]) -> str | None:

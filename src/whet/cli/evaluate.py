@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 from pathlib import Path
 
 from whet.cli.common import SIZES, Parser, add_agent_options, count, load_agent, positive, print_table
@@ -32,11 +31,11 @@ def main(args: argparse.Namespace) -> None:
     env = load_env(args.env)
     agent = load_agent(args.model, args.temperature)
     config = {key: getattr(args, key) for key in ("env", "model", "split", "tasks", "repeats", "seed", "temperature")}
-    with (
-        Run.create(args.out, config, resume=args.resume, quiet=args.quiet)
-        if args.out
-        else contextlib.nullcontext(Run.scratch(args.seed)) as run
-    ):
+    if args.out:
+        run = Run.create(args.out, config, resume=args.resume, quiet=args.quiet)
+    else:
+        run = Run.scratch(args.seed, quiet=args.quiet)
+    with run:
         tasks = env.tasks(args.split, args.tasks)
         evaluation = evaluate(agent, env, tasks, repeats=args.repeats, seed=run.seed("evaluation"), run=run, name="final")
     print_table(compare({args.model: [evaluation]}, {}))

@@ -49,7 +49,7 @@ def main(args: argparse.Namespace) -> None:
 
     method, env = methods.get(args.method), load_env(args.env)
     overrides, outer = preset(args.preset, env, args.method)
-    cfg = configure(method.config, overrides | parse_overrides(args.overrides), of=f"method {args.method!r}")
+    cfg: Any = configure(method.config, overrides | parse_overrides(args.overrides), of=f"method {args.method!r}")
     sizes = {name: _first(getattr(args, name), outer.get(name), default) for name, default in SIZES.items()}
     temperature = _first(args.temperature, outer.get("temperature"), None)
     config = {

@@ -153,7 +153,8 @@ def evaluate(
     from whet.rollout import Limits, rollout
 
     began = time.monotonic()
-    episodes = rollout(agent, env, list(tasks), n=repeats, seed=seed, tag=key, allow_test=True, limits=limits or Limits())
+    bar = False if run and run.progress.quiet else None
+    episodes = rollout(agent, env, list(tasks), n=repeats, seed=seed, tag=key, allow_test=True, limits=limits or Limits(), progress=bar)
     evaluation = _summary(name, agent, env, tasks, episodes, repeats, seed, time.monotonic() - began)
     if run:
         run.save_episodes(episodes, key)
@@ -180,8 +181,7 @@ def _summary(
     for episode in episodes:
         by_task[episode.task.id].append(episode)
     cost = sum((e.cost for e in episodes), Cost())
-    missing = len(tasks) * repeats - len(episodes)
-    errors = Counter(e.reason or "error" for e in episodes if not e.ok) + Counter({"missing": missing})
+    errors = Counter(e.reason or "error" for e in episodes if not e.ok)
     return Evaluation(
         name=name,
         env=env.spec or env.name,

@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ try:
     import fcntl
 except ImportError:  # Windows; runs are then not protected from a second writer
     fcntl = None  # type: ignore[assignment]
+
+_TRIES = 5
+"""Attempts at a lock before it is taken to be held."""
 
 
 @contextlib.contextmanager
@@ -204,7 +208,7 @@ class Lock:
             os.pwrite(self._file, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
 
     def _take(self) -> int:
-        for _ in range(2):
+        for _ in range(_TRIES):
             with writing(self.path):
                 file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
             if fcntl is None or _try_lock(file):
@@ -214,8 +218,8 @@ class Lock:
             if host == socket.gethostname() and not _alive(pid):
                 # held through a file descriptor that a dead owner's child inherited
                 self.path.unlink(missing_ok=True)
-                continue
-            break
+            else:
+                time.sleep(0.02)  # a reader that looks at the status holds it for an instant
         raise ConfigError(
             f"{self.path.parent} is being written by process {pid} on {host or 'an unknown host'}. "
             "Wait for it, stop it, or choose another --out."

@@ -12,10 +12,10 @@ _EVERY = 10.0
 
 
 class Progress:
-    """The console line of a run. `quiet` (or WHET_QUIET=1) shows nothing."""
+    """The console line of a run. `quiet` shows nothing."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self.quiet = quiet or bool(os.environ.get("WHET_QUIET"))
+        self.quiet = quiet
         self._terminal = sys.stderr.isatty()
         self._shown = 0.0
         self._open = False

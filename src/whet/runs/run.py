@@ -167,9 +167,9 @@ class Run:
         return cls(directory, _read_config(directory)["config"], writer=False)
 
     @classmethod
-    def scratch(cls, seed: int = 0, *, budget: int | None = None) -> Run:
+    def scratch(cls, seed: int = 0, *, budget: int | None = None, quiet: bool = True) -> Run:
         """A run that leaves nothing on disk: for callers who pass none."""
-        return cls(None, {"seed": seed, "budget": budget}, writer=True, quiet=True)
+        return cls(None, {"seed": seed, "budget": budget}, writer=True, quiet=quiet)
 
     def __enter__(self) -> Run:
         return self
@@ -255,6 +255,8 @@ class Run:
         Phases follow one another under different `name`s (a repeated one is numbered). Inside another phase's step,
         `steps` only counts: the outer step is what is committed.
         """
+        if every is not None and every < 1:
+            raise ConfigError(f"every is {every}; expected a number of steps of at least 1, or None")
         if self._phase is not None:
             yield from self._inner(n, name)
             return
@@ -302,14 +304,16 @@ class Run:
         return self._replaying
 
     def _inner(self, n: int, name: str) -> Iterator[int]:
-        outer, self._phase = self._phase, f"{self._phase}/{name}"
+        outer = self._phase
+        self._phase = inner = f"{outer}/{name}"
         try:
             for step in range(n):
                 if self.spent:
                     break
                 yield step
         finally:
-            self._phase = outer
+            if self._phase == inner:
+                self._phase = outer
 
     def unique(self, name: str) -> str:
         """`name`, numbered where this program has used it before: the key of a phase, the same in every resumption."""

@@ -128,7 +128,9 @@ class EpisodeStore:
             return int(self._db.execute("select coalesce(max(row), 0) from episodes").fetchone()[0])
 
     def rollback(self, position: int) -> None:
-        """Forget the episodes saved after `position`."""
+        """Forget the episodes saved after `position`. Raises CheckpointError where fewer than that are there."""
+        if position > self.position:
+            raise CheckpointError(f"{self.path} holds {self.position} episodes but {position} were committed; the file was damaged")
         with self._lock, writing(self.path or Path(":memory:")):
             self._db.execute("delete from episodes where row > ?", (position,))
             self._db.commit()
