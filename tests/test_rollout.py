@@ -624,6 +624,28 @@ def test_calls_that_wait_overlap(kind: str) -> None:
     assert time.perf_counter() - began < 1.5, "40 episodes that wait 0.15 s each take 6 s one after another"
 
 
+def test_a_coroutine_tool_that_hangs_is_the_models_to_see() -> None:
+    class Slow(Env):
+        tool_timeout = 0.2
+        max_turns = 1
+
+        def reset(self, task: Task) -> str:
+            return "call"
+
+        @tool
+        async def wait(self, n: int) -> str:
+            """Wait."""
+            await asyncio.sleep(9)
+            return "never"
+
+    env = EnvFactory(Slow)
+    call = ToolCall(name="wait", arguments={"n": 1})
+    agent = agent_of(lambda request, rng: Action(tool_calls=(call, call)))
+    (episode,) = rollout(agent, env, tasks_of(env, 1), limits=QUICK)
+    assert (episode.stop, episode.reason) == (Stop.TRUNCATED, "max_turns")
+    assert [t.content for t in episode.turns[-2:]] == ["error: wait did not answer within 0.2 s"] * 2
+
+
 def test_the_number_of_threads_is_bounded() -> None:
     now = most = 0
     lock = threading.Lock()

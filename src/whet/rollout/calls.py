@@ -129,10 +129,13 @@ class Calls:
         self._queue: deque[_Wave] = deque()
         self._running: set[_Wave] = set()
 
-    async def call(self, function: Callable[[], Any], limit: float, *, inline: bool, apart: bool = False) -> Any:
+    async def call(
+        self, function: Callable[[], Any], limit: float, *, inline: bool, apart: bool = False, awaited: float | None = None
+    ) -> Any:
         """What a plain function returns; if that is awaitable, what it comes to. Raises DeadlineError after `limit` seconds.
 
-        Inline calls join a wave, unless they are to run `apart`; decoding waits for them in either case.
+        Inline calls join a wave, unless they are to run `apart`; decoding waits for them in either case. `awaited` is
+        another limit for what is awaitable.
         """
         if inline and not apart:
             good, value = await self._in_wave(function, limit)
@@ -144,7 +147,7 @@ class Calls:
                 self._gate.busy += not inline
         if not good:
             raise value
-        return await self.wait(value, limit) if inspect.isawaitable(value) else value
+        return await self.wait(value, awaited or limit) if inspect.isawaitable(value) else value
 
     async def wait(self, awaitable: Awaitable[Any], limit: float) -> Any:
         """What an awaitable comes to. Past its limit it is cancelled, and abandoned if it does not care."""

@@ -115,7 +115,6 @@ class Failure:
 async def play(setting: Setting, job: Job) -> tuple[Episode, Failure | None]:
     """Play an episode, with retries. Whatever happens to it becomes part of the record; only fatal errors are raised."""
     started = setting.clock.start()
-    seconds = 0.0
     spent = Cost()
     try:
         for tried in itertools.count(1):
@@ -146,7 +145,7 @@ async def play(setting: Setting, job: Job) -> tuple[Episode, Failure | None]:
         stop=stop,
         reason=reason,
         reward=attempt.reward,
-        success=attempt.success,
+        success=attempt.success and failure is None,
         error=failure.text if failure else None,
         policy=setting.agent.policy.version,
         seed=job.seed,
@@ -320,12 +319,15 @@ class _Attempt:
         self._doing = "step"
         self._actions += 1
         self.cost += Cost(env_steps=1)
-        calls, limit = self.setting.calls, self._left(self.setting.limits.step_s)
+        calls, step_s = self.setting.calls, self.setting.limits.step_s
+        limit = self._left(step_s)
+        # Coroutine tools have deadlines of their own, which the model is to see; so this one must come after them.
+        with_tools = self._left(step_s + env.tool_timeout * len(turn.tool_calls))
         action = Action(text=turn.content, tool_calls=turn.tool_calls)
         if inspect.iscoroutinefunction(env.step):
             step = await calls.wait(env.step(action), limit)
         else:
-            step = await calls.call(partial(env.step, action), limit, inline=env.inline)
+            step = await calls.call(partial(env.step, action), limit, inline=env.inline, awaited=with_tools)
         self.setting.answered.add("step")
         if not isinstance(step, Step):
             raise EnvError(f"step returned {type(step).__name__}; expected whet.envs.Step")

@@ -16,7 +16,7 @@ class Limits:
     """
 
     step_s: float = 30.0
-    """Of one `env.step`, each coroutine tool in it included."""
+    """Of one `env.step`. Coroutine tools come on top, with their environment's own `tool_timeout` each."""
     reset_s: float = 60.0
     """Of making an environment and its `reset`."""
     turn_s: float = 600.0
