@@ -83,8 +83,8 @@ def _comparison_page(directory: Path) -> str:
     finally:
         for run in (run for found in runs.values() for run in found):
             run.close()
-    warnings = "".join(map(page.warning, record["warnings"]))
-    note = f'<p class="note">Faint dots are seeds. {escape(record["caption"])}</p>'
+    warnings = "".join(page.warning(text) for text in record["warnings"] if text not in record["notes"])
+    note = f'<p class="note">Faint dots are seeds. {escape(" ".join([record["caption"], *record["notes"]]))}</p>'
     sections = [
         page.section("Result", warnings + _rows(rows, record["level"]) + note),
         page.section("Costs and details", _details(rows)),
