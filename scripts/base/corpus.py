@@ -14,7 +14,7 @@ from words import NOUNS, NUMBERS, PEOPLE, VERBS, WORDS
 
 from whet.envs.babyai import ACTIONS, BabyAI, look
 from whet.envs.base import Action, Env, Step
-from whet.envs.search import Search, call_of
+from whet.envs.search import NAMES, RELATIONS, Search, call_of, make_question
 from whet.tools.function import Tool
 from whet.types import Task, ToolCall, Turn
 
@@ -220,6 +220,11 @@ def mostly(skill: float, otherwise: Actor) -> Actor:
     return act
 
 
+def sometimes(chance: float, act: Actor, otherwise: Actor) -> Actor:
+    """Acts one way with a small probability, and another way the rest of the time."""
+    return lambda env, rng: act(env, rng) if rng.random() < chance else otherwise(env, rng)
+
+
 def hasty(env: Env, rng: random.Random) -> Action:
     """Search: reads the first page, takes the relation asked for first (or any other), and answers at once."""
     assert isinstance(env, Search)
@@ -245,16 +250,37 @@ def lost(env: Env, rng: random.Random) -> Action:
     return call_of(f"{key} {page[key]}", "answer", text=page[key])
 
 
+def mute(env: Env, rng: random.Random) -> Action:
+    """Search: says something, but calls no tool."""
+    assert isinstance(env, Search)
+    page = env.question.pages[env._read[-1]] if env._read else {}
+    return Action(text=" ".join(rng.choice(list(page.items()))) if page else rng.choice(list(env.question.pages)))
+
+
+class Pages(Search):
+    """Search with any words as people and relations, so that what is learned does not depend on the names."""
+
+    def reset(self, task: Task) -> str:
+        rng = random.Random(task.seed)
+        names = [*NAMES["train"], *(word.capitalize() for word in NOUNS), *WORDS]
+        words = rng.sample(names, 40)
+        kinds = RELATIONS if rng.random() < 0.5 else [word for word in rng.sample(WORDS, 24) if word not in words]
+        hops, arithmetic = self._hops, self._arithmetic
+        self.question = make_question(rng, words, hops, rng.randint(2, 5), rng.randint(6, 12), arithmetic, kinds)
+        return self.question.text
+
+
 def search_episode(rng: random.Random) -> Document:
     """Mostly hasty or lost, sometimes right; with a hint in the context, mostly right."""
     arithmetic = 1.0 if rng.random() < 0.08 else 0.0
-    env = Search(hops="4" if rng.random() < 0.05 else "1-3", arithmetic=arithmetic)
+    world = Pages if rng.random() < 0.6 else Search
+    env = world(hops="4" if rng.random() < 0.05 else "1-3", arithmetic=arithmetic)
     task = env.tasks("train", 1, start=rng.randrange(FAR))[0]
     if rng.random() < 0.2 and not arithmetic:
         return play(env, task, mostly(0.95, lost), rng, hint=lambda: plan(env, rng))
     kind = rng.random()
     actor = mostly(0.0, hasty) if kind < 0.45 else mostly(0.2, lost) if kind < 0.75 else mostly(rng.random(), lost)
-    return play(env, task, actor, rng)
+    return play(env, task, sometimes(0.02, mute, actor), rng)
 
 
 def plan(env: Search, rng: random.Random) -> str:
@@ -306,9 +332,9 @@ def babyai_episode(rng: random.Random) -> Document:
     env = WORLDS.setdefault(level, BabyAI(level=level, max_turns=16))
     task = env.tasks("train", 1, start=rng.randrange(FAR))[0]
     kind = rng.random()
-    if kind < 0.12:
+    if kind < 0.10:
         return play(env, task, mostly(1.0, wander), rng, hint=lambda: "go where the mission says.")
-    actor = mistake(rng) if kind < 0.50 else mostly(0.1, wander) if kind < 0.75 else mostly(rng.random(), mistake(rng))
+    actor = mistake(rng) if kind < 0.50 else wander if kind < 0.85 else mostly(rng.random(), mistake(rng))
     return play(env, task, actor, rng)
 
 

@@ -173,7 +173,7 @@ def experts(env: EnvFactory, n: int, run: Run) -> tuple[Episode, ...]:
     run.save_episodes(episodes, "experts")
     run.event("experts", asked=n, successful=len(good))
     if not good:
-        why = next((f": {e.error.splitlines()[-1]}" for e in episodes if e.error), "")
+        why = next((f": {e.error.splitlines()[0]}" for e in episodes if e.error), "")
         raise ConfigError(f"the expert of {env.name!r} succeeded in none of {n} episodes{why}. This method needs expert episodes.")
     return good
 

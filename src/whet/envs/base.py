@@ -224,6 +224,11 @@ class EnvFactory:
     def name(self) -> str:
         return self.cls.name
 
+    @property
+    def tools(self) -> tuple[Tool, ...]:
+        """The tools that a policy is told about in this environment with these options."""
+        return self().tools
+
     def tasks(self, split: Split, n: int, start: int = 0) -> tuple[Task, ...]:
         """As `Env.tasks`, checked. Raises ConfigError for an unknown split, EnvError for tasks of another one."""
         if split not in SPLITS:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import ast
 import operator
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -198,13 +198,19 @@ class Search(Env):
 
 
 def make_question(
-    rng: random.Random, names: tuple[str, ...], hops: tuple[int, int], facts: int, people: int, arithmetic: float
+    rng: random.Random,
+    names: Sequence[str],
+    hops: tuple[int, int],
+    facts: int,
+    people: int,
+    arithmetic: float,
+    kinds: Sequence[str] = RELATIONS,
 ) -> Question:
     """A knowledge base of `people` pages with `facts` relations each, and a question whose path never repeats a person."""
     cast = rng.sample(names, people)
     sums = rng.random() < arithmetic
     n_hops = 2 if sums else rng.randint(*hops)
-    relations = tuple(rng.sample(RELATIONS, n_hops))
+    relations = tuple(rng.sample(kinds, n_hops))
     path = tuple(rng.sample(cast, n_hops + 1))
     pages: dict[str, dict[str, str]] = {}
     for person in cast:
@@ -214,7 +220,7 @@ def make_question(
         elif not sums and person in path[:-1]:
             i = path.index(person)
             forced = {relations[i]: path[i + 1]}
-        free = [r for r in RELATIONS if r not in forced]
+        free = [r for r in kinds if r not in forced]
         others = [p for p in cast if p != person and p not in forced.values()]
         n_free = max(0, facts - len(forced))
         drawn = forced | dict(zip(rng.sample(free, n_free), rng.sample(others, n_free)))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from whet.errors import CheckpointError, ConfigError, did_you_mean
-from whet.evals.evaluate import Evaluation, Metric, score
+from whet.evals.evaluation import Evaluation, Metric, score
 from whet.evals.statistics import Difference, paired_difference
 from whet.types import Cost, Score
 
