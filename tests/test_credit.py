@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -36,3 +39,8 @@ def test_leave_one_out_is_a_multiple_of_the_centred_rewards(rewards: list[float]
         leave_one_out_advantages(rewards), np.array(group_advantages(rewards, normalize_std=False)) * n / (n - 1), atol=1e-9
     )
     assert sum(group_advantages(rewards)) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_rows_packs_and_credit_come_without_torch() -> None:
+    code = "import sys, whet.data; from whet.learn import group_advantages; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -239,6 +239,33 @@ def test_a_resumed_learner_repeats_the_undisturbed_one_bit_for_bit(tmp_path: Pat
     assert all(torch.equal(a.weights[name], w) for name, w in b.weights.items())
 
 
+@pytest.mark.parametrize("lora", [None, Lora(rank=2)], ids=["full", "lora"])
+def test_a_restart_is_a_new_learner_and_is_resumed_as_one(tmp_path: Path, lora: Lora | None) -> None:
+    learner = Learner(policy(), lr=1e-2, lora=lora)
+    step(learner)
+    learner.restart(policy(), lr=3e-3)
+    fresh = Learner(policy(), lr=3e-3, lora=lora)
+    assert [step(learner, 1), step(learner, 2)] == [step(fresh, 1), step(fresh, 2)]
+    assert learner.version == f"{policy().version}/1+2", "not to be taken for the steps before the restart"
+    learner.save_state(tmp_path / "state")
+    resumed = Learner(policy(), lr=1e-2, lora=lora)
+    resumed.load_state(tmp_path / "state")
+    assert step(resumed, 3) == step(learner, 3)
+    assert resumed.version == learner.version
+
+
+def test_a_restart_from_the_present_weights_keeps_them() -> None:
+    learner = Learner(policy(), lr=1e-2, lora=Lora(rank=2))
+    step(learner)
+    sample = learner.sample()
+    learner.restart(sample)
+    assert all(torch.equal(w, sample.weights[name]) for name, w in learner.sample().weights.items())
+    with pytest.raises(ConfigError, match="restarts from its own policy"):
+        learner.restart(tiny_policy(seed=1))
+    with pytest.raises(ConfigError, match=r"cannot restart .* expected shape"):
+        Learner(policy(), lr=1e-2).restart(tiny_policy(intermediate_size=16))
+
+
 def test_the_state_is_an_ordinary_checkpoint(tmp_path: Path) -> None:
     learner = Learner(policy(), lr=1e-2)
     step(learner)
@@ -266,6 +293,21 @@ def test_lora_trains_the_adapters_only_and_merges_them(tmp_path: Path) -> None:
         learner.save_state(tmp_path / "adapter")
         restored = PeftModel.from_pretrained(policy().module(), tmp_path / "adapter")
         torch.testing.assert_close(restored(input_ids=ids).logits, logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("lora", [None, Lora(rank=2)], ids=["full", "lora"])
+def test_bfloat16_policies_are_trained_in_float32(tmp_path: Path, lora: Lora | None) -> None:
+    policy().save(tmp_path / "model")
+    half = LocalPolicy.load(tmp_path / "model", dtype="bfloat16")
+    learner = Learner(half, lr=1e-4, lora=lora)
+    assert {p.dtype for p in learner._trained.values()} == {torch.float32}
+    step(learner)
+    learner.save_state(tmp_path / "state")
+    resumed = Learner(half, lr=1e-4, lora=lora)
+    resumed.load_state(tmp_path / "state")
+    assert all(torch.equal(a, b) for a, b in zip(learner._trained.values(), resumed._trained.values(), strict=True))
+    assert {w.dtype for w in resumed.sample().weights.values()} == {torch.bfloat16}
+    assert step(learner, 1) == step(resumed, 1)
 
 
 def test_states_that_do_not_fit_are_refused(tmp_path: Path) -> None:

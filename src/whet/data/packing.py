@@ -146,7 +146,7 @@ def _grow(rows: Sequence[Example], lengths: Sequence[int], members: Sequence[int
         tokens = rows[i].tokens[: lengths[i]]
         common = _common(before, tokens) if min_shared is not None else 0
         kept = [node for node in path if node.end <= common]
-        if len(kept) < len(path) and common - path[len(kept)].begin >= (min_shared or 0) and min_shared is not None:
+        if min_shared is not None and len(kept) < len(path) and common - path[len(kept)].begin >= max(1, min_shared):
             kept.append(_split(path[len(kept)], common))
         shared = kept[-1].end if kept else 0
         if shared < len(tokens):

@@ -259,6 +259,8 @@ class Scorer:
         return _pick(out.logits[0], target, temperature)
 
     def _padded(self, pack: Pack, target: Tensor, temperature: Tensor) -> Tensor:
+        if any(s.parent is not None for s in pack.segments):
+            raise ValueError("the padded route got a pack with shared prefixes; pack its rows with share=False")
         lengths = np.array([s.length for s in pack.segments])
         ids = np.zeros((len(lengths), lengths.max()), dtype=np.int64)
         valid = np.arange(lengths.max()) < lengths[:, None]

@@ -54,10 +54,10 @@ class Learner:
     """Trains a copy of a policy's weights with AdamW; the policy itself stays as it is.
 
     Weights being trained are float32 whatever the policy's type (with `lora`, the adapters are). Dropout is off, so that
-    log-probs are those of the policy that samples. `autocast="bfloat16"` computes matrix products in that type: twice as
-    fast and more from some ten million parameters on, and not exact. Weight decay spares norms and biases. Rows are
-    computed in packs of about `max_pack_tokens` tokens, which bounds memory and changes no result. On one thread the same
-    calls give the same bits.
+    log-probs are those of the policy that samples. `autocast="bfloat16"` computes matrix products in that type: it pays
+    from some ten million parameters on, and gradients are then off by about one part in a hundred. Weight decay spares
+    norms and biases. Rows are computed in packs of about `max_pack_tokens` tokens, which bounds memory and changes no
+    result. On one thread the same calls give the same bits.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Learner:
         self.warmup_steps, self.total_steps, self.schedule = warmup_steps, total_steps, schedule
         self.max_pack_tokens = max_pack_tokens
         self.n_steps = 0
-        """Optimiser steps taken."""
+        """Optimiser steps taken since the beginning or the last restart."""
         self.n_skipped = 0
         """Steps refused because a gradient was not finite."""
         self._restarts = 0
@@ -110,8 +110,8 @@ class Learner:
             raise ConfigError(
                 f"schedule {self.schedule!r} needs total_steps > warmup_steps; got {self.total_steps} and {self.warmup_steps}"
             )
-        if autocast not in (None, "bfloat16", "float16"):
-            raise ConfigError(f"unknown autocast {autocast!r}; expected None, 'bfloat16' or 'float16'")
+        if autocast not in (None, "bfloat16"):
+            raise ConfigError(f"unknown autocast {autocast!r}; expected None or 'bfloat16'")
         if self.lr < 0 or (self.clip_norm is not None and self.clip_norm <= 0) or self.max_pack_tokens < 1:
             raise ConfigError(
                 f"lr={self.lr}, clip_norm={self.clip_norm}, max_pack_tokens={self.max_pack_tokens}; "
@@ -183,26 +183,39 @@ class Learner:
         return weights
 
     def restart(self, policy: LocalPolicy, *, lr: float | None = None) -> None:
-        """Go on from the weights of `policy` with a fresh optimiser, as methods do that fine-tune anew in each round.
+        """Go on from the weights of `policy` with a fresh optimiser and schedule, as methods do that train anew in each round.
 
-        Of a learner with adapters, `policy` must be the one it was made with: fresh adapters begin at no change.
-        Raises ConfigError for a policy of another shape.
+        Of a learner with adapters, `policy` must be the one it was made with (adapters then begin anew) or the newest
+        sample (they stay). Raises ConfigError for other policies and for weights of other shapes.
         """
-        if self._peft is not None and policy.version != self.policy.version:
-            raise ConfigError(f"a learner with adapters restarts from its own policy {self.policy.version!r}, not {policy.version!r}")
-        weights = self._fresh_adapters if self._peft is not None else policy.weights
+        weights: Mapping[str, Tensor] = policy.weights
+        if self._peft is not None:
+            if policy.version not in (self.policy.version, self.version):
+                raise ConfigError(
+                    f"a learner with adapters restarts from its own policy {self.policy.version!r} or from its present weights "
+                    f"{self.version!r}, not from {policy.version!r}"
+                )
+            weights = self._trained if policy.version == self.version else self._fresh_adapters
         try:
-            with torch.no_grad():
-                for name, parameter in self._trained.items():
-                    parameter.copy_(_fitting(weights, name, parameter))
+            self._take(weights)
         except ValueError as error:
             raise ConfigError(f"cannot restart from {policy.version!r}: {error}") from error
         self._optimizer.state.clear()
-        self._optimizer.zero_grad(set_to_none=True)
-        self._has_gradient = False
+        self._drop_gradient()
         self.lr = self.lr if lr is None else lr
         self._restarts += 1
         self._base, self.n_steps = f"{policy.version}/{self._restarts}", 0
+
+    def _take(self, weights: Mapping[str, Tensor]) -> None:
+        """Writes these values into what is trained. Raises ValueError, and then has written nothing."""
+        fitting = [(parameter, _fitting(weights, name, parameter)) for name, parameter in self._trained.items()]
+        with torch.no_grad():
+            for parameter, values in fitting:
+                parameter.copy_(values)
+
+    def _drop_gradient(self) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+        self._has_gradient = False
 
     def save_state(self, directory: str | Path) -> None:
         """Writes everything that training goes on from, whole or not at all.
@@ -221,6 +234,7 @@ class Learner:
             dataclasses.replace(self.policy, weights=self._weights(), version=self.version).save(directory)
         state = {
             "state_version": _STATE_VERSION,
+            "policy": self.policy.version,
             "base": self._base,
             "n_steps": self.n_steps,
             "n_skipped": self.n_skipped,
@@ -243,19 +257,16 @@ class Learner:
                 raise ValueError(f"it is of version {state['state_version']}; this is {_STATE_VERSION}")
             if (state["adapter"] is None) != (self._peft is None):
                 raise ValueError(f"it was saved {'without' if self._peft else 'with'} lora")
-            if self._peft is not None and state["base"] != self._base:
-                raise ValueError(f"its adapter belongs to the weights {state['base']!r}, not {self._base!r}")
+            if self._peft is not None and state["policy"] != self.policy.version:
+                raise ValueError(f"its adapter belongs to the weights {state['policy']!r}, not {self.policy.version!r}")
             saved = state["adapter"] or dict(LocalPolicy.load(path, device=self._scorer.device).weights)
-            with torch.no_grad():
-                for name, parameter in self._trained.items():
-                    parameter.copy_(_fitting(saved, name, parameter))
+            self._take(saved)
             self._optimizer.load_state_dict(state["optimizer"])
         except (OSError, ValueError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise CheckpointError(f"{path} cannot be resumed from: {error}") from error
         self._base, self.n_steps, self.n_skipped = state["base"], state["n_steps"], state["n_skipped"]
         self._restarts, self.lr = state["restarts"], state["lr"]
-        self._optimizer.zero_grad(set_to_none=True)
-        self._has_gradient = False
+        self._drop_gradient()
 
 
 def _fitting(saved: Mapping[str, Tensor], name: str, parameter: Tensor) -> Tensor:
