@@ -8,7 +8,7 @@ once its keys and values are written.
 
 Rows whose session is idle take part in the first part with a meaningless token: that costs less than copying the
 others together, and what it writes lies behind the session's length, where the next true token overwrites it. When
-too many rows are idle, the active sessions move together instead.
+too many rows are idle for several steps, the active sessions move together instead.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 _CPU_CACHE_BYTES = 2 << 30
 _CROWDED = 0.7
 """Share of rows in use that must be active, or else the active sessions move together."""
+_PATIENCE = 4
+"""Steps in a row that too few must have been active: moving a session costs about as much as ignoring it a few times."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +90,7 @@ class Transformer:
             max_bytes=max_bytes,
         )
         self._rotations: dict[str, Tensor] = {}
+        self._scattered = 0
         # For one query on a CPU, plain products are faster than the fused kernel (by a fifth to a third).
         self._plain = self._device.type == "cpu" and self._dtype == torch.float32
         self._activation: Callable[[Tensor], Tensor] = _ACTIVATIONS[arch.activation]
@@ -124,8 +127,10 @@ class Transformer:
     def forward(self, sessions: Sequence[Session], counts: Sequence[int]) -> Tensor:
         # One more than is needed: an idle row's meaningless token lies one behind its length.
         self.cache.reserve(max(s.length + n for s, n in zip(sessions, counts, strict=True)) + 1)
-        if len(sessions) < _CROWDED * (1 + max(_row(s) for s in sessions)):
+        self._scattered = self._scattered + 1 if len(sessions) < _CROWDED * (1 + max(_row(s) for s in sessions)) else 0
+        if self._scattered > _PATIENCE:
             self.cache.gather(sessions)
+            self._scattered = 0
         batch = self._batch(sessions, counts)
         x = F.embedding(batch.tokens, self.stack.embedding)
         if self.arch.embed_scale != 1.0:
