@@ -166,7 +166,8 @@ class LocalPolicy:
     def observe(self, turns: Sequence[Turn], new: Sequence[Turn], tools: Sequence[Tool]) -> tuple[Turn, ...]:
         """`new` turns with tokens. Of turns that are rendered together, the last one holds the tokens of all.
 
-        Assistant turns without tokens (written, not sampled) are tokenised as the template writes answers.
+        Assistant turns without tokens (written, not sampled) are tokenised as the template writes answers. What has
+        tokens already keeps them.
         """
         last = next((t for t in reversed(turns) if t.tokens), None)
         rendered: list[Turn] = []
@@ -174,13 +175,12 @@ class LocalPolicy:
             group = list(members)
             if assistant:
                 group = [t if t.tokens else replace_fields(t, tokens=self.chat.answer(t)) for t in group]
-            else:
-                bare = [replace_fields(t, tokens=()) for t in group]
+            elif not any(t.tokens for t in group):
                 if last is None:
-                    tokens = self.chat.open(bare, tools)
+                    tokens = self.chat.open(group, tools)
                 else:
-                    tokens = self.chat.extend(bare, closed=not last.trained or last.tokens[-1] == self.chat.end)
-                group = [*bare[:-1], replace_fields(bare[-1], tokens=tokens)]
+                    tokens = self.chat.extend(group, closed=not last.trained or last.tokens[-1] == self.chat.end)
+                group[-1] = replace_fields(group[-1], tokens=tokens)
             rendered += group
             last = group[-1]
         return tuple(rendered)
