@@ -2,11 +2,12 @@
 
     python benchmarks/bench_generate.py [--model DIR] [--episodes 8 32 128] [--threads 1]
 
-Every episode has the same number of turns; a turn samples a fixed number of tokens (no stop tokens, so that both sides
-do the same work) and is followed by an observation of fixed length. The loop is what an agent written against
-transformers does: one batched `generate` over all episodes' histories per turn. All its histories have equal lengths,
-so it wastes nothing on padding, and it is not asked for log-probs, which the engine returns. Both run in one process,
-in alternation; the ratio is the median over rounds.
+An episode is a prompt and a fixed number of turns; a turn samples a number of tokens that was drawn beforehand, the same
+for both sides, and is followed by an observation. The loop is what an agent written against transformers does: one
+batched, left-padded `generate` over all episodes' histories per turn, which goes on until the longest answer is
+complete. It is not asked for log-probs, which the engine returns. With `--spread 0` all answers have equal lengths, so
+that the loop wastes nothing on padding. Both sides run in one process, in alternation, and are measured in processor
+seconds; the ratio is the median over rounds.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, Qwen3Config
+from transformers import AutoModelForCausalLM, Qwen3Config, StoppingCriteria, StoppingCriteriaList
 
 from whet.policies.base import Sampling
 from whet.policies.engine import Engine
@@ -37,49 +38,69 @@ class Work:
     prompt: int
     observation: int
     answer: int
+    spread: int
 
-    def prompts(self, vocab: int) -> torch.Tensor:
+    def prompts(self, vocab: int) -> list[list[int]]:
         generator = torch.Generator().manual_seed(0)
         tasks = torch.randint(3, vocab, (-(-self.episodes // self.group), self.prompt), generator=generator)
-        return tasks.repeat_interleave(self.group, 0)[: self.episodes]
+        return tasks.repeat_interleave(self.group, 0)[: self.episodes].tolist()
 
-    def observations(self, vocab: int) -> torch.Tensor:
-        return torch.randint(3, vocab, (self.turns, self.episodes, self.observation), generator=torch.Generator().manual_seed(1))
+    def observations(self, vocab: int) -> list[list[list[int]]]:
+        """By turn and episode."""
+        generator = torch.Generator().manual_seed(1)
+        return torch.randint(3, vocab, (self.turns, self.episodes, self.observation), generator=generator).tolist()
+
+    def answers(self) -> torch.Tensor:
+        """int64 [turns, episodes]: tokens to sample."""
+        low, high = self.answer - self.spread, self.answer + self.spread
+        return torch.randint(low, high + 1, (self.turns, self.episodes), generator=torch.Generator().manual_seed(2))
 
     @property
     def sampled(self) -> int:
-        return self.episodes * self.turns * self.answer
+        return int(self.answers().sum())
+
+
+class Lengths(StoppingCriteria):
+    """Ends each row after its own number of tokens."""
+
+    def __init__(self, start: int, lengths: torch.Tensor) -> None:
+        self.ends = start + lengths
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        return input_ids.shape[1] >= self.ends
 
 
 def run_transformers(module: Any, work: Work) -> None:
     """One `generate` over all histories per turn, everything prefilled again each time."""
     vocab = module.config.get_text_config().vocab_size
-    history = work.prompts(vocab)
-    for observation in work.observations(vocab):
-        history = module.generate(
-            history,
-            attention_mask=torch.ones_like(history),
+    histories = work.prompts(vocab)
+    for observations, answers in zip(work.observations(vocab), work.answers()):
+        width = max(map(len, histories))
+        out = module.generate(
+            torch.tensor([[0] * (width - len(h)) + h for h in histories]),
+            attention_mask=torch.tensor([[0] * (width - len(h)) + [1] * len(h) for h in histories]),
             do_sample=True,
             temperature=1.0,
             top_k=0,
             top_p=1.0,
-            max_new_tokens=work.answer,
-            min_new_tokens=work.answer,
+            max_new_tokens=int(answers.max()),
+            stopping_criteria=StoppingCriteriaList([Lengths(width, answers)]),
             pad_token_id=0,
         )
-        history = torch.cat([history, observation], 1)
+        said = [row[width : width + n] for row, n in zip(out.tolist(), answers.tolist())]
+        histories = [h + s + o for h, s, o in zip(histories, said, observations)]
 
 
 def run_whet(engine: Engine, work: Work) -> None:
     """Every episode is a coroutine that asks for a turn, looks at it, and asks for the next."""
     vocab = engine.decoder.vocab_size
-    prompts, observations = work.prompts(vocab).tolist(), work.observations(vocab).tolist()
+    prompts, observations, answers = work.prompts(vocab), work.observations(vocab), work.answers().tolist()
 
     async def episode(i: int) -> None:
         history = prompts[i]
         for turn in range(work.turns):
-            result = await engine.generate(history, Sampling(), max_tokens=work.answer, seed=i * 1000 + turn, session=f"e{i}")
-            assert len(result.tokens) == work.answer
+            result = await engine.generate(history, Sampling(), max_tokens=answers[turn][i], seed=i * 1000 + turn, session=f"e{i}")
+            assert len(result.tokens) == answers[turn][i]
             history = [*history, *result.tokens, *observations[turn][i]]
         engine.release(f"e{i}")
 
@@ -123,7 +144,8 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=6)
     parser.add_argument("--prompt", type=int, default=80, help="tokens of the prompt")
     parser.add_argument("--observation", type=int, default=20, help="tokens of an observation")
-    parser.add_argument("--answer", type=int, default=12, help="tokens sampled per turn")
+    parser.add_argument("--answer", type=int, default=12, help="tokens sampled per turn, on average")
+    parser.add_argument("--spread", type=int, default=6, help="how many tokens an answer may be longer or shorter")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
@@ -131,14 +153,17 @@ def main() -> None:
     module = model(args.model)
     module.generation_config.eos_token_id = None
     size = sum(p.numel() for p in module.parameters())
-    print(f"{type(module).__name__}, {size:,} parameters, {args.threads} thread(s); {args.turns} turns of {args.answer} sampled tokens")
+    print(
+        f"{type(module).__name__}, {size:,} parameters, {args.threads} thread(s); {args.turns} turns of {args.answer} +- {args.spread} tokens"
+    )
     print(f"{'episodes':>8} {'transformers tok/s':>19} {'whet tok/s':>11} {'ratio':>6}  {'(range)':>12}")
     for episodes in args.episodes:
-        work = Work(episodes, args.group, args.turns, args.prompt, args.observation, args.answer)
+        work = Work(episodes, args.group, args.turns, args.prompt, args.observation, args.answer, args.spread)
         decoder = decoder_for(module.config, own_tensors(module), lambda: module)
         engine = Engine(decoder, stops=frozenset())
         theirs, ours = [], []
-        run_transformers(module, work), run_whet(engine, work)
+        run_transformers(module, work)
+        run_whet(engine, work)
         for _ in range(args.rounds):
             theirs.append(seconds(run_transformers, module, work))
             ours.append(seconds(run_whet, engine, work))

@@ -89,6 +89,7 @@ class Engine:
         self._gates: Counter[Gate] = Counter()
         self._pump: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._wake: asyncio.Future[None] | None = None
 
     async def generate(self, prompt: Sequence[int], sampling: Sampling, *, max_tokens: int, seed: int, session: str = "") -> Result:
         """The answer to `prompt` (all tokens of the conversation).
@@ -111,6 +112,7 @@ class Engine:
         if found := self._sessions.pop(session, None):
             self.decoder.drop(found)
         self._rest()
+        self._awake()
 
     def _submit(self, prompt: Sequence[int], sampling: Sampling, max_tokens: int, seed: int, session: str) -> Job:
         if not prompt:
@@ -134,6 +136,7 @@ class Engine:
             self._gates[job.gate] += 1
         if self._pump is None:
             self._pump = asyncio.get_running_loop().create_task(self._run())
+        self._awake()
         return job
 
     def _bind(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -149,10 +152,8 @@ class Engine:
         """Decode until nothing is asked for; runs as a task beside the episodes."""
         try:
             while self._waiting or self._active:
-                spins = 0
                 while any(gate.blocked() for gate in self._gates):
-                    spins += 1
-                    await asyncio.sleep(0 if spins < 200 else 0.001)
+                    await self._news()
                 for _ in range(_BURST):
                     if not (self._waiting or self._active) or self._step():
                         break
@@ -163,6 +164,18 @@ class Engine:
                 raise
         finally:
             self._pump = None
+
+    async def _news(self) -> None:
+        """Sleep until a request comes or goes, which is when gates open, or else for a millisecond."""
+        loop = asyncio.get_running_loop()
+        self._wake = loop.create_future()
+        timer = loop.call_later(0.001, self._awake)
+        await self._wake
+        timer.cancel()
+
+    def _awake(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
 
     def _fail(self, error: BaseException) -> None:
         for job in (*self._waiting, *self._active):
@@ -184,7 +197,7 @@ class Engine:
         self._waiting.clear()
         self._active.clear()
         self._gates.clear()
-        self._pump = None
+        self._pump = self._wake = None
         self.decoder.close(healthy=healthy)
 
     def _rest(self) -> None:
