@@ -153,9 +153,8 @@ def main() -> None:
     module = model(args.model)
     module.generation_config.eos_token_id = None
     size = sum(p.numel() for p in module.parameters())
-    print(
-        f"{type(module).__name__}, {size:,} parameters, {args.threads} thread(s); {args.turns} turns of {args.answer} +- {args.spread} tokens"
-    )
+    print(f"{type(module).__name__}, {size:,} parameters, {args.threads} thread(s)")
+    print(f"prompt of {args.prompt} tokens, {args.turns} answers of {args.answer} +- {args.spread}, observations of {args.observation}")
     print(f"{'episodes':>8} {'transformers tok/s':>19} {'whet tok/s':>11} {'ratio':>6}  {'(range)':>12}")
     for episodes in args.episodes:
         work = Work(episodes, args.group, args.turns, args.prompt, args.observation, args.answer, args.spread)

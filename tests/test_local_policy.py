@@ -291,7 +291,7 @@ def test_observed_turns_join_to_what_the_template_renders() -> None:
         {
             "role": "assistant",
             "content": "",
-            "tool_calls": [{"type": "function", "function": {"name": "search", "arguments": {"name": "Rosa"}}}],
+            "tool_calls": [{"type": "function", "function": function}],
         },
         {"role": "tool", "name": "search", "content": "Page of Rosa: boss Joe"},
     ]

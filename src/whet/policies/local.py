@@ -6,7 +6,6 @@ import copy
 import functools
 import hashlib
 import itertools
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -139,10 +138,7 @@ class LocalPolicy:
                 fresh, old = Path(scratch) / "new", Path(scratch) / "old"
                 fresh.mkdir()
                 self._write(fresh)
-                if target.exists():
-                    target.rename(old)
-                fresh.rename(target)
-                shutil.rmtree(old, ignore_errors=True)
+                _replace(target, fresh, old)
         except (OSError, SafetensorError) as error:
             raise StorageError(f"could not write the checkpoint {str(target)!r}: {error}; free space or choose another place") from error
 
@@ -215,6 +211,19 @@ class LocalPolicy:
         """Forget what is cached for a session."""
         if "engine" in self.__dict__:
             self.engine.release(session)
+
+
+def _replace(target: Path, fresh: Path, old: Path) -> None:
+    """Put the directory `fresh` in the place of `target`; what was there goes to `old`, and back if that fails."""
+    if not target.exists():
+        fresh.rename(target)
+        return
+    target.rename(old)
+    try:
+        fresh.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
 
 
 def own_tensors(module: Any) -> dict[str, torch.Tensor]:

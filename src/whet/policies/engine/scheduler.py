@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections import Counter, deque
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
@@ -23,8 +24,8 @@ from whet.policies.engine.base import Decoder, Session
 from whet.policies.engine.sampling import mix, sample, uniform
 from whet.policies.gate import Gate, current_gate
 
-_BURST = 8
-"""Steps before the event loop gets a turn although no request has finished."""
+_BURST = 0.01
+"""Seconds before the event loop gets a turn although no request has finished."""
 _SHARED = 16
 """Tokens of a common prefix below which copying, or waiting for it, is not worth it."""
 
@@ -154,9 +155,9 @@ class Engine:
             while self._waiting or self._active:
                 while any(gate.blocked() for gate in self._gates):
                     await self._news()
-                for _ in range(_BURST):
-                    if not (self._waiting or self._active) or self._step():
-                        break
+                until = time.monotonic() + _BURST
+                while (self._waiting or self._active) and not self._step() and time.monotonic() < until:
+                    pass
                 await asyncio.sleep(0)
         except BaseException as error:
             self._fail(error)
@@ -257,6 +258,7 @@ class Engine:
                 self.decoder.truncate(session, session.length)  # what it was still to compute will not come
             else:
                 self.decoder.drop(self._sessions.pop(job.key))
+                self._rest()
 
     def _detach(self, job: Job) -> None:
         self._active.remove(job)
@@ -294,6 +296,7 @@ class Engine:
         busy = {id(job.session) for job in self._active}
         wanted = {job.key for job in self._waiting}
         still: deque[Job] = deque()
+        full = False
         for job in self._waiting:
             tokens = job.prompt + job.sampled
             session = self._sessions.get(job.key)
@@ -302,8 +305,10 @@ class Engine:
             if session is not None:
                 self.decoder.truncate(session, min(_common(session.tokens, tokens, session.length), len(tokens) - 1))
                 session.tokens = tokens
-            else:
-                session = self._place(job.key, tokens, wanted)
+            elif not full:
+                limit = min(self.max_sessions, self.decoder.capacity(len(tokens)))
+                full = not self._clear(limit - 1, wanted)
+                session = None if full else self._place(job.key, tokens)
             if session is None:
                 still.append(job)
                 continue
@@ -312,20 +317,17 @@ class Engine:
             self._active.append(job)
         self._waiting = still
 
-    def _place(self, key: object, tokens: list[int], wanted: set[object]) -> Session | None:
-        """A place for a new session; None if it should wait for one, or for the prefix that another is computing."""
+    def _place(self, key: object, tokens: list[int]) -> Session | None:
+        """A place for a new session, or None if it should wait for the prefix that another session is computing."""
         source, ready, coming = self.decoder.match(tokens)
         ready, coming = min(ready, len(tokens) - 1), min(coming, len(tokens) - 1)
         if coming - ready >= _SHARED:
             return None
-        if source is not None:
-            source.used = self.stats.steps
-        if not self._clear(min(self.max_sessions, self.decoder.capacity(len(tokens))) - 1, wanted):
-            return None
         session = self._sessions[key] = Session(key=key, tokens=tokens, used=self.stats.steps)
         self.decoder.place(session)
-        if source is not None and source.row is not None and ready >= _SHARED:
+        if source is not None and ready >= _SHARED:
             self.decoder.copy(source, session, ready)
+            source.used = self.stats.steps
             self.stats.copied += ready
         return session
 
