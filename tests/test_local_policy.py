@@ -203,10 +203,13 @@ def test_damaged_checkpoints_are_named(checkpoint: Path, damage: Callable[[Path]
         LocalPolicy.load(checkpoint)
 
 
-def test_what_is_no_checkpoint(tmp_path: Path) -> None:
+def test_what_is_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("whet.policies.loading._hub_in_reach", lambda: False)
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="no such directory"):
         LocalPolicy.load(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="no directory 'runs/nowhere' here, and the hub"):
+        LocalPolicy.load("runs/nowhere")
     with pytest.raises(CheckpointError, match="is a file"):
         LocalPolicy.load(tmp_path / "file")
 
