@@ -114,7 +114,7 @@ def _load_tokenizer(source: str, *, local: bool, offline: bool) -> Any:
         if local:
             raise CheckpointError(f"could not load the tokenizer of {source!r}: {error}") from error
         raise CheckpointError(
-            f"no directory {source!r} here, and the hub could not be asked for it or does not have it: {error}"
+            f"no directory {source!r} here, and the hub has no such model or cannot be asked: {error}"
         ) from error
     except Exception as error:  # whatever a damaged tokenizer file makes the parsers raise
         raise CheckpointError(f"could not load the tokenizer of {source!r}: {error}") from error
