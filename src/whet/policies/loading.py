@@ -113,9 +113,7 @@ def _load_tokenizer(source: str, *, local: bool, offline: bool) -> Any:
     except OSError as error:
         if local:
             raise CheckpointError(f"could not load the tokenizer of {source!r}: {error}") from error
-        raise CheckpointError(
-            f"no directory {source!r} here, and the hub has no such model or cannot be asked: {error}"
-        ) from error
+        raise CheckpointError(f"no directory {source!r} here, and the hub has no such model or cannot be asked: {error}") from error
     except Exception as error:  # whatever a damaged tokenizer file makes the parsers raise
         raise CheckpointError(f"could not load the tokenizer of {source!r}: {error}") from error
 
