@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from whet.errors import SplitError
+from whet.errors import ConfigError, SplitError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -271,3 +271,11 @@ class Data:
                         f"task {task.id!r} of split {task.split!r} was put into Data.{field_name}, which holds {allowed!r} "
                         f"tasks only. Evaluate on it with whet.evals.evaluate instead."
                     )
+
+    def require(self, *parts: str, by: str) -> None:
+        """Raises ConfigError where one of these parts is empty; `by` says in the message who needs it."""
+        options = {"train": "--train-tasks", "dev": "--dev-tasks", "experts": "--expert-episodes"}
+        for part in parts:
+            if not getattr(self, part):
+                what = "expert episodes" if part == "experts" else f"{part} tasks"
+                raise ConfigError(f"{by} needs {what}, and Data.{part} is empty. Give it some (on the command line {options[part]} N).")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from whet.agents import Agent
     from whet.envs.base import EnvFactory
     from whet.evals import Comparison
+    from whet.methods import Method
     from whet.runs import Run
     from whet.types import Data, Episode
 
@@ -66,8 +67,9 @@ def add_agent_options(parser: argparse.ArgumentParser) -> None:
 def add_size_options(parser: argparse.ArgumentParser) -> None:
     """How many tasks of each split, and how many expert episodes."""
     for name, default in SIZES.items():
+        kind = positive if name == "test_tasks" else count
         parser.add_argument(
-            f"--{name.replace('_', '-')}", type=count, default=None, metavar="N", help=f"(default: the preset's, or {default})"
+            f"--{name.replace('_', '-')}", type=kind, default=None, metavar="N", help=f"(default: the preset's, or {default})"
         )
 
 
@@ -172,21 +174,23 @@ def experts(env: EnvFactory, n: int, run: Run) -> tuple[Episode, ...]:
     good = tuple(episode for episode in episodes if episode.ok and episode.success)
     run.save_episodes(episodes, "experts")
     run.event("experts", asked=n, successful=len(good))
-    if not good:
+    if n and not good:
         why = next((f": {e.error.splitlines()[0]}" for e in episodes if e.error), "")
         raise ConfigError(f"the expert of {env.name!r} succeeded in none of {n} episodes{why}. This method needs expert episodes.")
     return good
 
 
-def make_data(env: EnvFactory, needs: frozenset[str], sizes: dict[str, int], run: Run) -> Data:
-    """The method's data: train and dev tasks, and expert episodes if it needs them."""
+def make_data(env: EnvFactory, method: Method, sizes: dict[str, int], run: Run) -> Data:
+    """The method's data: train and dev tasks, and expert episodes if it needs them. Raises ConfigError where it lacks something."""
     from whet.types import Data
 
-    return Data(
+    data = Data(
         train=env.tasks("train", sizes["train_tasks"]),
         dev=env.tasks("dev", sizes["dev_tasks"]),
-        experts=experts(env, sizes["expert_episodes"], run) if "experts" in needs else (),
+        experts=experts(env, sizes["expert_episodes"], run) if "experts" in method.needs else (),
     )
+    data.require(*method.needs, by=f"method {method.name!r}")
+    return data
 
 
 def print_table(comparison: Comparison) -> None:

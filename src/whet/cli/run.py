@@ -68,10 +68,10 @@ def main(args: argparse.Namespace) -> None:
         from whet.evals import evaluate
         from whet.report import write_report
 
-        test = env.tasks("test", sizes["test_tasks"])
+        test, data = env.tasks("test", sizes["test_tasks"]), make_data(env, method, sizes, run)
         if not args.no_baseline:
             evaluate(agent, env, test, seed=run.seed("evaluation"), run=run, name="before")
-        better = method.function(agent, make_data(env, frozenset(method.needs), sizes, run), env=env, run=run, cfg=cfg)
+        better = method.function(agent, data, env=env, run=run, cfg=cfg)
         save_agent(better, out, args.model)
         evaluate(better, env, test, seed=run.seed("evaluation"), run=run, name="final")
     page = write_report(out)

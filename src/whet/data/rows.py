@@ -38,8 +38,14 @@ def to_examples(episode: Episode, policy: HasChat, *, weight: float = 1.0, tools
     Turns without tokens (from an expert, an endpoint or an import) are rendered with the policy's chat format, exactly
     as a rollout of that policy would have read them; `tools` are those whose schemas its prompt would have shown.
     `logprobs` are carried over only where all assistant turns of the walk have them, at one temperature; otherwise the
-    row has none, and losses that need them refuse it. A walk without an assistant turn gives no row.
+    row has none, and losses that need them refuse it. A walk without an assistant turn gives no row. Raises ConfigError
+    for a policy without a tokenizer.
     """
+    if not hasattr(policy, "chat"):
+        raise ConfigError(
+            f"policy {getattr(policy, 'version', policy)!r} works on text and has no tokenizer, so no training rows can be made for it; "
+            "use local weights (a model's directory or hub id)"
+        )
     return [row for walk in episode.walks() if (row := _to_example(walk, episode.id, policy.chat, weight, tuple(tools)))]
 
 

@@ -74,6 +74,10 @@ class Env:
     """Whether the same task and actions always lead to the same state; step-level methods depend on it."""
     inline: ClassVar[bool] = True
     """Whether plain `reset` and `step` take milliseconds, so that they may run between two decoding steps."""
+    reset_timeout: ClassVar[float] = 60.0
+    """Seconds that making the environment and its `reset` may take; then the episode has failed."""
+    step_timeout: ClassVar[float] = 30.0
+    """Seconds that `step` may take; then the episode has failed."""
     tool_timeout: ClassVar[float] = 30.0
     """Seconds before a coroutine tool is given up; the model sees the failure as an observation."""
 

@@ -76,6 +76,11 @@ class Learner:
         max_pack_tokens: int = 4096,
     ) -> None:
         """`schedule` rises over `warmup_steps`, then stays or falls to zero at `total_steps`. Raises ConfigError."""
+        if not isinstance(policy, LocalPolicy):
+            raise ConfigError(
+                f"policy {getattr(policy, 'version', policy)!r} has no weights here that could be trained; "
+                "use local weights (a model's directory or hub id), or a method that changes no weights, such as reflexion"
+            )
         self.policy = policy
         self.lr = lr
         self.clip_norm = clip_norm

@@ -239,7 +239,7 @@ class _Attempt:
                 raise EnvError("made too late")
             return env.reset(task)
 
-        observation = await setting.calls.call(make, self._left(setting.limits.reset_s), inline=setting.env.cls.inline)
+        observation = await setting.calls.call(make, self._left(self._limit("reset")[0]), inline=setting.env.cls.inline)
         self.setting.answered.add("reset")
         env = self._env
         assert env is not None
@@ -319,7 +319,7 @@ class _Attempt:
         self._doing = "step"
         self._actions += 1
         self.cost += Cost(env_steps=1)
-        calls, step_s = self.setting.calls, self.setting.limits.step_s
+        calls, step_s = self.setting.calls, self._limit("step")[0]
         limit = self._left(step_s)
         # Coroutine tools have deadlines of their own, which the model is to see; so this one must come after them.
         with_tools = self._left(step_s + env.tool_timeout * len(turn.tool_calls))
@@ -341,6 +341,13 @@ class _Attempt:
         self._last = step
         return _turns(step.observation, "step")
 
+    def _limit(self, name: str) -> tuple[float, str]:
+        """The seconds that `reset`, `step`, `turn` or `episode` may take, and what says so."""
+        given: float | None = getattr(self.setting.limits, f"{name}_s")
+        if given is not None:
+            return given, f"Limits.{name}_s"
+        return getattr(self._env or self.setting.env.cls, f"{name}_timeout"), f"the environment's {name}_timeout"
+
     def _left(self, limit: float) -> float:
         """Seconds for the next call: its own limit, or what is left of the episode's."""
         left = self._until - time.monotonic()
@@ -355,8 +362,8 @@ class _Attempt:
         if isinstance(error, DeadlineError):
             self._hung = True
             name = "episode" if time.monotonic() >= self._until else self._doing
-            limit = getattr(self.setting.limits, f"{name}_s")
-            text = f"{where}: still running after {limit:g} s (Limits.{name}_s)"
+            limit, source = self._limit(name)
+            text = f"{where}: still running after {limit:g} s ({source})"
             lines, reason, passing = error.where, f"{name}_deadline", False
         else:
             text = f"{where}: {type(error).__name__}: {error}"

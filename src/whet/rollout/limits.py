@@ -15,10 +15,10 @@ class Limits:
     so it must allow for a large model on a small machine.
     """
 
-    step_s: float = 30.0
-    """Of one `env.step`. Coroutine tools come on top, with their environment's own `tool_timeout` each."""
-    reset_s: float = 60.0
-    """Of making an environment and its `reset`."""
+    step_s: float | None = None
+    """Of one `env.step`; None takes the environment's `step_timeout`. Coroutine tools come on top, with `tool_timeout` each."""
+    reset_s: float | None = None
+    """Of making an environment and its `reset`; None takes the environment's `reset_timeout`."""
     turn_s: float = 600.0
     """Of one `policy.generate`."""
     episode_s: float = 3600.0
@@ -36,8 +36,9 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name in ("step_s", "reset_s", "turn_s", "episode_s", "close_s"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"Limits.{name} is {getattr(self, name)!r}; expected a number of seconds above 0")
+            value = getattr(self, name)
+            if not (value is None and name in ("step_s", "reset_s")) and not value > 0:
+                raise ConfigError(f"Limits.{name} is {value!r}; expected a number of seconds above 0")
         if self.in_flight < 1 or self.threads < 1 or self.retries < 0:
             values = {f.name: getattr(self, f.name) for f in fields(self) if f.name in ("in_flight", "threads", "retries")}
             raise ConfigError(f"Limits has {values}; expected in_flight >= 1, threads >= 1 and retries >= 0")

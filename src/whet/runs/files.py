@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -35,8 +36,10 @@ def writing(path: Path) -> Iterator[None]:
     except (OSError, sqlite3.OperationalError) as error:
         raise storage_error(path, error) from error
     except Exception as error:
-        # safetensors and torch raise types of their own when the disk is full
-        if "No space left" in str(error) or "failed writing" in str(error) or _is_full(path):
+        # safetensors and torch raise types of their own when a write fails
+        if _is_full(path):
+            raise storage_error(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) from error
+        if any(sign in str(error) for sign in ("No space left", "failed writing", "unexpected pos")):
             raise storage_error(path, error) from error
         raise
 
@@ -80,8 +83,8 @@ def write_atomic(path: Path, text: str) -> None:
 def write_directory(path: Path, fill: Callable[[Path], object]) -> None:
     """Make a directory whose contents `fill(directory)` writes; it appears under its name only when complete and synced."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with writing(path):
-        try:
+    try:
+        with writing(path):  # inside: it looks whether the disk is full, which it no longer is when this is tidied up
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             fill(temporary)
@@ -94,9 +97,9 @@ def write_directory(path: Path, fill: Callable[[Path], object]) -> None:
                 shutil.rmtree(path)
             os.replace(temporary, path)
             sync_directory(path.parent)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def sync_directory(path: Path) -> None:
