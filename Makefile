@@ -40,8 +40,9 @@ bench: $(VENV)/.dev  ## speed against transformers and TRL, measured in alternat
 	$(BIN)/python benchmarks/bench_generate.py
 	$(BIN)/python benchmarks/bench_grpo.py
 
-base: $(VENV)/.user  ## rebuild the embedded base model from nothing (about half an hour of one core)
+base: $(VENV)/.user  ## rebuild the embedded base model from nothing (about a quarter of an hour of one core)
 	$(BIN)/python scripts/base/build.py
+	$(BIN)/python scripts/base/card.py
 
 leaderboard: $(VENV)/.user  ## the comparison on BabyAI, resumable; its result is committed under results/
 	$(BIN)/whet compare --env babyai:level=GoToLocal --model base --preset demo --recipes base,sft,sft+rejection_sampling,sft+eto,sft+grpo \

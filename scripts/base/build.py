@@ -1,6 +1,6 @@
 """Builds whet's embedded base model from nothing: corpus, tokenizer, pretraining, checkpoint, model card.
 
-    python scripts/base/build.py [--steps 6000] [--out src/whet/base]
+    python scripts/base/build.py [--steps 2400] [--out src/whet/base]
 
 Two layers of Qwen3 are enough to look things up in a context, provided that the match between a question's key and a
 page's line forms at all, which from the usual initialisation is a lottery. So the weights start out near the known
@@ -208,7 +208,7 @@ KINDS = (lookup, chain, copying, calling, dialogue, search_episode, babyai_episo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--tokens", type=int, default=2500, help="tokens in a batch")
     parser.add_argument("--seed", type=int, default=0)

@@ -2,7 +2,7 @@
 
 The methods' own defaults are their papers', for models of billions of parameters; the embedded model has one million,
 takes learning rates a thousand times as large, and is trained for seconds. A preset is nothing but overrides: `whet run`
-writes what it ran with to the run's config.
+writes what it ran with to the run's config. What stands under "" is about the data and holds for all methods.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from typing import Any
 
 from whet.errors import ConfigError, did_you_mean
 
-_SIZES: dict[str, Any] = {"train_tasks": 512, "test_tasks": 512}
-
 PRESETS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
+    # 4,096 episodes of practice for each method that practises, from the same 16 expert episodes.
     ("search", "demo"): {
-        "sft": {"expert_episodes": 32, "epochs": 4, "lr": 5e-4, "batch_size": 8},
-        "rejection_sampling": {"iterations": 4, "samples": 4, "keep": 2, "restart": False, "epochs": 1, "lr": 5e-4, "batch_size": 32},
-        "eto": {"expert_episodes": 512, "iterations": 3, "samples": 2, "temperature": 1.0, "lr": (3e-4, 1e-4), "epochs": 1, "nll": 0.1},
-        "grpo": {"steps": 60, "tasks_per_step": 16, "group_size": 8, "lr": 5e-4, "kl": 0.0},
+        "": {"train_tasks": 512, "test_tasks": 512, "expert_episodes": 16},
+        "sft": {"epochs": 4, "lr": 5e-4, "batch_size": 8},
+        "rejection_sampling": {"iterations": 2, "samples": 4, "keep": 4, "restart": False, "epochs": 1, "lr": 5e-4, "batch_size": 32},
+        "eto": {"iterations": 4, "samples": 64, "temperature": 1.0, "beta": (0.5,), "lr": (2e-4,), "epochs": 1},
+        "grpo": {"steps": 32, "tasks_per_step": 16, "group_size": 8, "lr": 5e-4, "kl": 0.0},
         "reflexion": {"trials": 4, "reflector": "environment"},
     },
 }
@@ -33,4 +33,5 @@ def get(env_name: str, preset: str, method: str) -> dict[str, Any]:
     """A preset's overrides for a method, together with sizes of the data. Raises ConfigError for an unknown preset."""
     if (env_name, preset) not in PRESETS:
         raise ConfigError(f"environment {env_name!r} has no preset {preset!r}. {did_you_mean(preset, names(env_name))}")
-    return {**_SIZES, **PRESETS[env_name, preset].get(method, {})}
+    found = PRESETS[env_name, preset]
+    return {**found[""], **found.get(method, {})}
