@@ -3,7 +3,8 @@
 A method maps an agent and its tasks to a better agent; `compare` tells which one helped, with intervals and costs.
 
     from whet import Agent, Env, Task, tool          # what an environment of one's own needs
-    from whet import evaluate, load_env, load_policy, rollout
+    from whet import evaluate, load_env, load_policy  # and to try an agent out
+    from whet.rollout import rollout
 
 Names are loaded when they are first used, so that `import whet` costs nothing and needs no torch.
 """
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from whet.evals import compare, evaluate
     from whet.policies import load_policy
     from whet.policies.base import Sampling
-    from whet.rollout import rollout, rollout_groups
     from whet.runs import Run
     from whet.tools import tool
     from whet.types import Data, Episode, Task, Turn
@@ -44,8 +44,6 @@ _HOME = {
     "evaluate": "evals",
     "load_env": "envs",
     "load_policy": "policies",
-    "rollout": "rollout",
-    "rollout_groups": "rollout",
     "tool": "tools",
 }
 
@@ -66,8 +64,6 @@ __all__ = [
     "evaluate",
     "load_env",
     "load_policy",
-    "rollout",
-    "rollout_groups",
     "tool",
 ]
 

@@ -77,8 +77,10 @@ class Search(Env):
             raise ConfigError(f"hops is {hops!r}; expected a number from 1 to 4 or a range such as '1-3'")
         if not 1 <= facts <= len(RELATIONS):
             raise ConfigError(f"facts is {facts}; expected 1 to {len(RELATIONS)} relations on a page")
-        if not 6 <= people <= NAMES_PER_SPLIT:
-            raise ConfigError(f"people is {people}; expected 6 to {NAMES_PER_SPLIT}")
+        if not max(6, facts + 1) <= people <= NAMES_PER_SPLIT:
+            raise ConfigError(
+                f"people is {people}; expected {max(6, facts + 1)} to {NAMES_PER_SPLIT} (everybody on a page of {facts} is another)"
+            )
         if not 0 <= arithmetic <= 1:
             raise ConfigError(f"arithmetic is {arithmetic}; expected a share between 0 and 1")
         self._hops = (int(low), int(high or low))
