@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from whet.errors import missing_extra
+
 if TYPE_CHECKING:
     from whet.learn.credit import group_advantages, leave_one_out_advantages
     from whet.learn.learner import Learner, Lora, with_reference
@@ -28,4 +30,9 @@ __all__ = ["Learner", "Lora", "Loss", "dpo", "group_advantages", "leave_one_out_
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    try:
+        return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("whet"):
+            raise
+        raise missing_extra(error.name, "train", "changing weights") from error

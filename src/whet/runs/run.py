@@ -154,8 +154,7 @@ class Run:
             write_atomic(directory / "config.json", json.dumps({"config": config, "whet": _provenance()}, indent=1))
         run = cls(directory, config, writer=True, quiet=quiet)
         run.set_status("running")
-        for stray in (directory / "checkpoints").glob(".*.tmp"):
-            shutil.rmtree(stray, ignore_errors=True)
+        _tidy(directory)
         return run
 
     @classmethod
@@ -418,6 +417,16 @@ class Run:
         if part is None:
             raise ConfigError(f"{self.path} was opened for reading; use Run.create(path, config, resume=True) to write to it")
         return part
+
+
+def _tidy(directory: Path) -> None:
+    """Remove what a killed process was in the middle of writing: hidden files and directories, replaced when complete."""
+    for pattern in (".*.tmp*", "evals/.*.tmp*", "checkpoints/.*.tmp*"):
+        for stray in directory.glob(pattern):
+            if stray.is_dir():
+                shutil.rmtree(stray, ignore_errors=True)
+            else:
+                stray.unlink(missing_ok=True)
 
 
 def _same_config(directory: Path, config: Mapping[str, Any]) -> None:
