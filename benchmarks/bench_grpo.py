@@ -6,22 +6,25 @@ What is compared: whole training steps (sampling, tools, rewards, advantages, ba
 checkpoint in float32. Each side has a process of its own with the same number of threads; they take turns, one step each,
 while the other one waits. The first step of each is a warm-up and is not counted.
 
-What is equal: the questions of each step, the prompts (token for token, which is checked), group size, temperature 1, the
-limits of tokens per turn and of turns per episode, the knowledge bases behind the tools, the loss (clipped, mean per row,
-no KL term, advantages divided by the group's deviation), learning rate, clipping, float32, nothing logged or saved. An
-episode ends with the first turn that does not search, as TRL ends it; whet's environment is made to do the same. The
-learning rate is so small that the policy, and with it the length of episodes, stays what it was; the table shows the means.
+What is equal, apart from sampling: the questions of each step and the prompts (both checked, prompts token for token), group
+size, temperature 1, the limits of tokens per turn and of turns per episode, the pages behind the tools, float32, the loss
+(clipped, averaged per row, then over rows; advantages divided by the group's deviation; no KL term), AdamW, its learning
+rate, clipping of gradients. An episode ends with the first turn that does not search, as TRL ends it; whet's environment is
+made to do the same. The learning rate is so small that the policy, and with it the length of episodes, stays what it was;
+the table shows the means, which must agree up to sampling.
 
 What is set in TRL's favour: `answer` is read from the final text, because as a tool it would cost TRL a further turn; turns
-are limited by `generation_kwargs`, because `max_completion_length` would let one turn take the whole episode's tokens;
-a per-token reward noise of 0.001 keeps rewards from being equal within a group, since whet leaves rows of advantage zero
-out of the backward pass and TRL does not (`--ties` gives natural rewards). Gradient checkpointing, logging, saving and
-tqdm are off; sampled log-probs are not recomputed (`steps_per_generation` equals the accumulation steps). Micro-batch and
-type of numbers are those that were fastest here (`--trl-micro-batch`, `--trl-bf16`, `--trl-continuous-batching`).
+are limited by `generation_kwargs`, because `max_completion_length` would let one turn take the whole episode's tokens; a
+noise of 0.001 on rewards keeps them from being equal within a group, since whet leaves rows of advantage zero out of the
+backward pass and TRL does not (`--ties` gives natural rewards). Gradient checkpointing, logging, saving and tqdm are off,
+and log-probs of what was sampled are not computed again (`steps_per_generation` is the number of micro-batches). Of
+micro-batches of 8, 16, 32 and 128 episodes, float32 and bfloat16, generate and continuous batching, SDPA and eager
+attention, those were taken that were fastest on a processor (`--trl-micro-batch`, `--trl-bf16`,
+`--trl-continuous-batching` set others).
 
-What is not equal: TRL computes the entropy of every token, and logs completions into memory; whet writes every episode
-into an in-memory store, and returns the log-probs it sampled by. TRL has vLLM for its rollouts on a GPU, whet none: the
-comparison holds for a processor.
+What is not equal: TRL computes each token's entropy and keeps completions for its log; whet writes every episode to an
+in-memory store and returns the log-probs that it sampled by. On a GPU, TRL would sample with vLLM: the comparison holds for
+a processor.
 """
 
 from __future__ import annotations
@@ -31,7 +34,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import platform
 import random
 import statistics
 import sys
@@ -40,11 +42,12 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+from common import machine, spread
 
 from whet.envs.base import Action, EnvFactory, Step
 from whet.envs.search import Search
@@ -95,16 +98,21 @@ class Report:
     seconds: float = 0.0
     processor: float = 0.0
     rollout: float = 0.0
-    """Seconds of `seconds` before the rewards were known."""
+    """Of `seconds`, those before the rewards were known."""
     turns: float = 0.0
     sampled: float = 0.0
     """Tokens that the policy produced."""
     context: float = 0.0
     """Tokens of the whole conversation."""
     success: float = 0.0
-    tasks: list[str] = field(default_factory=list)
+    tasks: str = ""
+    """Hash of the tasks, each as often as it was played."""
     prompts: str = ""
     """Hash of the token ids of the prompts."""
+
+    @property
+    def update(self) -> float:
+        return self.seconds - self.rollout
 
 
 class Lookup(Search):
@@ -174,8 +182,9 @@ class Stopwatch:
         self._line.send(self.report)
 
 
-def fingerprint(prompts: Sequence[Sequence[int]]) -> str:
-    return hashlib.blake2b(json.dumps(sorted(set(map(tuple, prompts)))).encode(), digest_size=8).hexdigest()
+def fingerprint(items: Sequence[Any]) -> str:
+    """A hash of the items in whatever order they come."""
+    return hashlib.blake2b(json.dumps(sorted(items)).encode(), digest_size=8).hexdigest()
 
 
 # -- whet ----------------------------------------------------------------------------------------------------------------
@@ -208,7 +217,7 @@ class PacedRun(Run):
         report.sampled = statistics.fmean(sum(len(t.tokens) for t in e.turns if t.trained) for e in episodes)
         report.context = statistics.fmean(sum(len(t.tokens) for t in e.turns) for e in episodes)
         report.success = statistics.fmean(e.success for e in episodes)
-        report.tasks = sorted(e.task.id for e in episodes)
+        report.tasks = fingerprint([e.task.id for e in episodes])
         report.prompts = fingerprint([[i for t in e.turns[:2] for i in t.tokens] for e in episodes])
 
 
@@ -252,8 +261,6 @@ def run_trl(work: Work, watch: Stopwatch) -> None:
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
     import transformers
     from datasets import Dataset
-    from transformers import AutoTokenizer, PrinterCallback, TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer
 
     from whet.data import batches
 
@@ -261,11 +268,40 @@ def run_trl(work: Work, watch: Stopwatch) -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     env = work.env()
-    tasks = [task for batch in batches(train_tasks(work, env), work.tasks, seed=Run.scratch(seed=0).seed("tasks")) for task in batch]
+    order = batches(train_tasks(work, env), work.tasks, seed=Run.scratch(seed=0).seed("tasks"))  # as `grpo` draws them
+    tasks = [task for batch in order for task in batch]
+    prompt = [{"role": "system", "content": Lookup.instructions}, {"role": "user", "content": ""}]
+    path = model_path(work.model)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    tokenizer.response_template = RESPONSES
+    trainer_class, pace = paced_trainer(watch)
+
+    def reward(completions: list[Any], environments: list[Any], **columns: Any) -> list[float]:
+        watch.report.rollout = watch.since()
+        episodes = [environment._search for environment in environments]
+        right = [e.is_right(read_calls(messages[-1]["content"])[1]) for e, messages in zip(episodes, completions)]
+        watch.report.success = statistics.fmean(right)
+        watch.report.tasks = fingerprint([tasks[index].id for index in columns["index"]])
+        return [r + e.noise() for r, e in zip(right, episodes)]
+
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = trainer_class(
+            model=path,
+            args=trl_config(work, scratch),
+            processing_class=tokenizer,
+            train_dataset=Dataset.from_list([{"prompt": prompt, "index": i} for i in range(len(tasks))]),
+            environment_factory=trl_environment(env, tasks),
+            reward_funcs=reward,
+            callbacks=[pace],
+        )
+        trainer.remove_callback(transformers.PrinterCallback)
+        trainer.train()
+
+
+def trl_environment(env: EnvFactory, tasks: Sequence[Task]) -> Any:
+    """An episode, as TRL takes it: what `reset` returns is the question, and public methods are tools."""
 
     class Knowledge:
-        """An episode, as TRL takes it: what `reset` returns is the question, public methods are tools."""
-
         def reset(self, index: int, **row: Any) -> str:
             self._search = env()
             return self._search.reset(tasks[index])
@@ -278,17 +314,15 @@ def run_trl(work: Work, watch: Stopwatch) -> None:
 
         search.__doc__, answer.__doc__ = Lookup.search.__doc__, Lookup.answer.__doc__
 
-    def reward(completions: list[Any], environments: list[Any], **columns: Any) -> list[float]:
-        watch.report.rollout = watch.since()
-        episodes = [environment._search for environment in environments]
-        right = [e.is_right(read_calls(messages[-1]["content"])[1]) for e, messages in zip(episodes, completions)]
-        watch.report.success = statistics.fmean(right)
-        watch.report.tasks = sorted(tasks[index].id for index in columns["index"])
-        return [r + e.noise() for r, e in zip(right, episodes)]
+    return Knowledge
+
+
+def paced_trainer(watch: Stopwatch) -> tuple[Any, Any]:
+    """TRL's trainer, which counts what was sampled, and the callback that lets its steps begin when it is their turn."""
+    from transformers import TrainerCallback
+    from trl import GRPOTrainer
 
     class Trainer(GRPOTrainer):
-        """Counts what was sampled."""
-
         def _generate(self, prompts: list[Any]) -> Any:
             result = super()._generate(prompts)
             prompt_ids, completion_ids, sampled, completions = result[:4]
@@ -299,55 +333,45 @@ def run_trl(work: Work, watch: Stopwatch) -> None:
             report.prompts = fingerprint(prompt_ids)
             return result
 
-    class Paced(TrainerCallback):
+    class Pace(TrainerCallback):
         def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
             watch.start()
 
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             watch.stop()
 
-    path = model_path(work.model)
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    tokenizer.response_template = RESPONSES
-    system = [{"role": "system", "content": Lookup.instructions}, {"role": "user", "content": ""}]
-    with tempfile.TemporaryDirectory() as scratch:
-        config = GRPOConfig(
-            output_dir=scratch,
-            max_steps=work.steps,
-            per_device_train_batch_size=work.trl_micro_batch,
-            gradient_accumulation_steps=work.episodes // work.trl_micro_batch,
-            num_generations=work.group,
-            max_completion_length=2048,
-            generation_kwargs={"max_new_tokens": work.max_tokens},
-            max_tool_calling_iterations=work.turns - 1,
-            temperature=1.0,
-            loss_type="grpo",
-            beta=work.kl,
-            learning_rate=work.lr,
-            lr_scheduler_type="constant",
-            max_grad_norm=1.0,
-            model_init_kwargs={"dtype": "float32"},
-            bf16=work.trl_bf16,
-            use_cpu=True,
-            gradient_checkpointing=False,
-            use_transformers_continuous_batching=work.trl_continuous_batching,
-            shuffle_dataset=False,
-            logging_strategy="no",
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-        )
-        trainer = Trainer(
-            model=path,
-            args=config,
-            processing_class=tokenizer,
-            train_dataset=Dataset.from_list([{"prompt": system, "index": i} for i in range(len(tasks))]),
-            environment_factory=Knowledge,
-            reward_funcs=reward,
-            callbacks=[Paced()],
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
+    return Trainer, Pace()
+
+
+def trl_config(work: Work, directory: str) -> Any:
+    from trl import GRPOConfig
+
+    return GRPOConfig(
+        output_dir=directory,
+        max_steps=work.steps,
+        per_device_train_batch_size=work.trl_micro_batch,
+        gradient_accumulation_steps=work.episodes // work.trl_micro_batch,
+        num_generations=work.group,
+        max_completion_length=2048,
+        generation_kwargs={"max_new_tokens": work.max_tokens},
+        max_tool_calling_iterations=work.turns - 1,
+        temperature=1.0,
+        loss_type="grpo",
+        beta=work.kl,
+        learning_rate=work.lr,
+        lr_scheduler_type="constant",
+        max_grad_norm=1.0,
+        model_init_kwargs={"dtype": "float32"},
+        bf16=work.trl_bf16,
+        use_cpu=True,
+        gradient_checkpointing=False,
+        use_transformers_continuous_batching=work.trl_continuous_batching,
+        shuffle_dataset=False,
+        logging_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
 
 
 def model_path(model: str) -> str:
@@ -375,17 +399,19 @@ def measure(work: Work) -> Iterator[dict[str, Report]]:
     """One step of each side, in alternation; the first pair is the warm-up. Raises RuntimeError where a side failed."""
     context = multiprocessing.get_context("spawn")
     lines: dict[str, Connection] = {}
+    processes = []
     for name in SIDES:
         lines[name], theirs = context.Pipe()
-        context.Process(target=side, args=(name, work, theirs), daemon=True).start()
+        processes.append(context.Process(target=side, args=(name, work, theirs), daemon=True))
+        processes[-1].start()
         theirs.close()
     for _ in range(work.steps):
         reports = {}
         for name in SIDES:
-            lines[name].send("go")
             try:
+                lines[name].send("go")
                 answer = lines[name].recv()
-            except EOFError:
+            except (EOFError, OSError):
                 answer = "its process died"
             if not isinstance(answer, Report):
                 raise RuntimeError(f"{name} failed: {answer}")
@@ -394,50 +420,30 @@ def measure(work: Work) -> Iterator[dict[str, Report]]:
         if trl.tasks != whet.tasks or trl.prompts != whet.prompts:
             raise RuntimeError("the two sides were not given the same tasks and the same prompts, so their times cannot be compared")
         yield reports
+    for process in processes:
+        process.join(timeout=60)
 
 
 def summary(rounds: Sequence[dict[str, Report]], work: Work) -> dict[str, Any]:
-    """Medians over the rounds, and the ratio of each round's pair."""
-
-    def median(name: str, key: str) -> float:
-        return statistics.median(getattr(r[name], key) for r in rounds)
-
-    sides = {
-        name: {key: median(name, key) for key in ("seconds", "processor", "rollout", "turns", "sampled", "context", "success")}
-        | {"update": statistics.median(r[name].seconds - r[name].rollout for r in rounds)}
-        | {"episodes_per_second": work.episodes / median(name, "seconds")}
-        for name in SIDES
-    }
-    ratios = {}
-    for key, value in (
-        ("wall", lambda r: r.seconds),
-        ("processor", lambda r: r.processor),
-        ("rollout", lambda r: r.rollout),
-        ("update", lambda r: r.seconds - r.rollout),
-    ):
-        each = [value(r["trl"]) / value(r["whet"]) for r in rounds]
-        ratios[key] = {"median": statistics.median(each), "min": min(each), "max": max(each)}
+    """Medians over the rounds, and the ratio within each round's pair."""
+    keys = ("seconds", "rollout", "update", "processor", "turns", "sampled", "context", "success")
+    sides = {name: {key: statistics.median(getattr(r[name], key) for r in rounds) for key in keys} for name in SIDES}
+    for medians in sides.values():
+        medians["episodes_per_second"] = work.episodes / medians["seconds"]
+    ratios = {key: spread([getattr(r["trl"], key) / getattr(r["whet"], key) for r in rounds]) for key in keys[:4]}
     return {"sides": sides, "ratios": ratios}
 
 
 def show(result: dict[str, Any]) -> None:
     columns = ("episodes_per_second", "seconds", "rollout", "update", "processor", "turns", "sampled", "context", "success")
-    heads = ("episodes/s", "step s", "rollout s", "update s", "cpu s", "turns", "sampled", "context", "success")
+    heads = ("episodes/s", "step s", "rollout s", "update s", "processor", "turns", "sampled", "context", "success")
     print("\nmedians; turns and tokens (sampled, whole context) are means per episode")
     print(f"{'':<6}" + "".join(f"{head:>11}" for head in heads))
     for name in SIDES:
         print(f"{name:<6}" + "".join(f"{result['sides'][name][column]:>11.2f}" for column in columns))
     print("\nwhet is faster by (median, range over rounds)")
     for key, ratio in result["ratios"].items():
-        print(f"  {key:<10}{ratio['median']:>6.1f}  ({ratio['min']:.1f}-{ratio['max']:.1f})")
-
-
-def machine() -> dict[str, Any]:
-    cpu = platform.processor()
-    if os.path.exists("/proc/cpuinfo"):
-        cpu = next((s.split(":", 1)[1].strip() for s in Path("/proc/cpuinfo").read_text().splitlines() if s.startswith("model name")), cpu)
-    packages = {name: version(name) for name in ("whet", "torch", "transformers", "trl")}
-    return {"cpu": cpu, "cores": os.cpu_count(), "load": os.getloadavg(), "python": platform.python_version(), **packages}
+        print(f"  {'step' if key == 'seconds' else key:<10}{ratio['median']:>6.1f}  ({ratio['min']:.1f}-{ratio['max']:.1f})")
 
 
 def main() -> None:
@@ -468,7 +474,7 @@ def main() -> None:
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(work.threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    about = machine()
+    about = machine("whet", "torch", "transformers", "trl")
     print(
         f"{about['cpu']}, {about['cores']} cores, {work.threads} thread(s) each; trl {about['trl']}, transformers {about['transformers']}"
     )
