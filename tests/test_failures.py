@@ -153,15 +153,11 @@ def test_an_environment_that_breaks_in_the_method(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        (("reflexion", "--train-tasks", "0"), "method 'reflexion' needs train tasks, and Data.train is empty"),
-        (("grpo", "--train-tasks", "0"), "method 'grpo' needs train tasks, and Data.train is empty"),
-        (("sft", "--expert-episodes", "0"), "method 'sft' needs expert episodes, and Data.experts is empty"),
-        (("eto", "--expert-episodes", "0"), "method 'eto' needs expert episodes, and Data.experts is empty"),
         (("grpo",), "policy 'random' has no weights here that could be trained"),
         (("sft",), "policy 'random' works on text and has no tokenizer"),
     ],
 )
-def test_methods_without_what_they_need(
+def test_methods_that_change_weights_on_policies_without_any(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], argv: tuple[str, ...], told: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
