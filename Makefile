@@ -45,7 +45,7 @@ base: $(VENV)/.user  ## rebuild the embedded base model from nothing (about a qu
 	$(BIN)/python scripts/base/card.py
 
 leaderboard: $(VENV)/.user  ## the comparison on BabyAI, resumable; its result is committed under results/
-	$(BIN)/whet compare --env babyai:level=GoToLocal --model base --preset demo --recipes base,sft,sft+rejection_sampling,sft+eto,sft+grpo \
+	$(BIN)/whet compare --env babyai:level=GoToLocal,max_turns=12 --model base --preset demo --recipes base,sft,sft+rejection_sampling,sft+eto,sft+grpo \
 	  --seeds 3 --workers 2 --out runs/babyai
 
 clean:  ## remove what was built, but no runs

@@ -51,6 +51,22 @@ CHAT_TEMPLATE = """\
 {{ '\\u2060' }}{%- endif -%}
 """
 
+# How transformers (and TRL through it) reads an answer back. The anchor leaves the glue out, because decoding does.
+RESPONSE_TEMPLATE = {
+    "defaults": {"role": "assistant"},
+    "start_anchor": "<|im_start|>assistant\n",
+    "fields": {
+        "tool_calls": {
+            "open": "<tool_call>",
+            "close_pattern": r"</tool_call>\s*",
+            "repeats": True,
+            "content": "json",
+            "transform": {"type": "function", "function": "{content}"},
+        },
+        "content": {"close_pattern": r"<\|im_end\|>\s*", "content": "text"},
+    },
+}
+
 
 def train(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """A tokenizer trained on `texts`, with the chat template above."""
@@ -79,4 +95,5 @@ def train(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
         tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|im_end|>", clean_up_tokenization_spaces=False, model_max_length=2048
     )
     fast.chat_template = CHAT_TEMPLATE
+    fast.response_template = RESPONSE_TEMPLATE
     return fast
