@@ -11,7 +11,7 @@ from whet.seeding import derive_seed
 from whet.types import Turn
 
 
-def ask(policy: Policy, prompts: Sequence[Sequence[Turn]], *, sampling: Sampling = Sampling(), seed: int = 0) -> list[Turn]:  # noqa: B008 (frozen)
+def ask(policy: Policy, prompts: Sequence[Sequence[Turn]], *, sampling: Sampling = Sampling(), seed: int = 0) -> list[Turn]:
     """The policy's answer to each prompt, all asked at once. Raises PolicyError where one cannot be had."""
 
     async def answer(i: int, prompt: Sequence[Turn]) -> Turn:

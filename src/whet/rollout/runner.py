@@ -50,7 +50,7 @@ def rollout(
     n: int = 1,
     seed: int = 0,
     run: Recorder | None = None,
-    limits: Limits = Limits(),  # noqa: B008 (frozen)
+    limits: Limits = Limits(),
     prefix: Prefixes | None = None,
     tag: str = "",
     allow_test: bool = False,
@@ -83,7 +83,7 @@ async def arollout(
     n: int = 1,
     seed: int = 0,
     run: Recorder | None = None,
-    limits: Limits = Limits(),  # noqa: B008 (frozen)
+    limits: Limits = Limits(),
     prefix: Prefixes | None = None,
     tag: str = "",
     allow_test: bool = False,
