@@ -101,3 +101,19 @@ def test_the_half_without_weights_needs_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "4", done.stderr
+
+
+def test_presets_are_options_that_their_methods_have():
+    from whet import methods, presets
+    from whet.cli.common import SIZES
+    from whet.config import configure
+
+    outer = {*SIZES, "budget", "temperature"}
+    for name in methods.names():
+        config = methods.get(name).config
+        assert not outer & set(config.__dataclass_fields__), f"an option of {name} could not be told from one of the command line"
+        for (env, preset), found in presets.PRESETS.items():
+            assert set(found) <= {"", *methods.names()}
+            assert set(found[""]) <= outer
+            assert not outer & set(found.get(name, {}))
+            configure(config, {k: v for k, v in presets.get(env, preset, name).items() if k not in outer}, of=name)

@@ -36,7 +36,7 @@ METHODS = methods.names()
 CHEAP: dict[str, dict[str, Any]] = {
     "sft": {"epochs": 3, "lr": 1e-2, "batch_size": 4},
     "rejection_sampling": {"iterations": 3, "samples": 4, "keep": 2, "epochs": 1, "lr": 1e-2, "batch_size": 8},
-    "eto": {"iterations": 3, "samples": 2, "temperature": 1.0, "lr": (3e-3,), "beta": (0.1,), "epochs": 1},
+    "eto": {"iterations": 3, "samples": 2, "explore_temperature": 1.0, "lr": (3e-3,), "beta": (0.1,), "epochs": 1},
     "grpo": {"steps": 3, "tasks_per_step": 3, "group_size": 4, "lr": 1e-2},
     "reflexion": {"trials": 3, "reflector": "environment"},
 }
@@ -389,7 +389,7 @@ def ranked(own: dict[str, float], *, long: bool = False, **options: Any) -> tupl
 
 
 def test_eto_prefers_whoever_was_better_and_drops_ties(given: list[list[Pair]]) -> None:
-    run, _ = ranked({"worse": 0.0, "tie": 0.5, "better": 1.0}, iterations=1, samples=1, temperature=0.0)
+    run, _ = ranked({"worse": 0.0, "tie": 0.5, "better": 1.0}, iterations=1, samples=1, explore_temperature=0.0)
     ((one, other),) = [sorted(batch, key=lambda pair: pair.origin) for batch in given]
     assert (one.origin, one.chosen.origin, one.rejected.origin) == ("better", "iteration0/better#0", "experts/better#0")
     assert (other.origin, other.chosen.origin, other.rejected.origin) == ("worse", "experts/worse#0", "iteration0/worse#0")

@@ -68,7 +68,7 @@ def test_without_a_model(tmp_path: Path) -> None:
     [
         ("grpo", "steps=8", "tasks_per_step=4", "group_size=8", "lr=1e-3", "inner_steps=2"),
         ("rejection_sampling", "iterations=5", "samples=8", "keep=2", "epochs=1", "lr=1e-3", "batch_size=8", "restart=false"),
-        ("eto", "iterations=6", "--expert-episodes", "24", "samples=2", "temperature=1.0", "lr=[3e-4]", "epochs=1", "batch_size=8"),
+        ("eto", "iterations=6", "--expert-episodes", "24", "samples=2", "explore_temperature=1.0", "lr=[3e-4]", "epochs=1", "batch_size=8"),
         ("reflexion", "trials=8", "max_tokens=48"),
     ],
     ids=lambda options: options[0],

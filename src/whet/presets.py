@@ -17,7 +17,7 @@ PRESETS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
         "": {"train_tasks": 512, "test_tasks": 512, "expert_episodes": 16},
         "sft": {"epochs": 4, "lr": 5e-4, "batch_size": 8},
         "rejection_sampling": {"iterations": 2, "samples": 4, "keep": 4, "restart": False, "epochs": 1, "lr": 5e-4, "batch_size": 32},
-        "eto": {"iterations": 4, "samples": 64, "temperature": 1.0, "beta": (1.0,), "lr": (1e-4,), "epochs": 1},
+        "eto": {"iterations": 4, "samples": 64, "explore_temperature": 1.0, "beta": (1.0,), "lr": (1e-4,), "epochs": 1},
         "grpo": {"steps": 32, "tasks_per_step": 16, "group_size": 8, "lr": 5e-4, "kl": 0.0},
         "reflexion": {"trials": 4, "reflector": "environment"},
     },
@@ -26,7 +26,7 @@ PRESETS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
         "": {"train_tasks": 320, "test_tasks": 256, "expert_episodes": 128},
         "sft": {"epochs": 4, "lr": 5e-4, "batch_size": 8},
         "rejection_sampling": {"iterations": 3, "samples": 4, "keep": 4, "restart": False, "epochs": 1, "lr": 3e-4, "batch_size": 32},
-        "eto": {"iterations": 3, "samples": 10, "temperature": 1.0, "beta": (0.5,), "lr": (2e-5,), "epochs": 1},
+        "eto": {"iterations": 3, "samples": 10, "explore_temperature": 1.0, "beta": (0.5,), "lr": (2e-5,), "epochs": 1},
         "grpo": {"steps": 30, "tasks_per_step": 16, "group_size": 8, "lr": 3e-4, "kl": 0.0},
     },
 }

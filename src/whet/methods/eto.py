@@ -36,7 +36,7 @@ class ETOConfig:
     batch_size: int = 32
     samples: int = 1
     """Explorations of each task."""
-    temperature: float = 0.0
+    explore_temperature: float = 0.0
     """Of the exploration; the authors explore greedily."""
     max_extra_turns: int | None = 5
     """A loser is cut to this many turns more than the winner has (from the authors' code)."""
@@ -47,7 +47,7 @@ class ETOConfig:
 def eto(agent: Agent[Any], data: Data, *, env: EnvFactory, run: Run, cfg: ETOConfig = ETOConfig()) -> Agent[Any]:
     """Refine a cloned agent on its failures, each held against the expert's episode of the same task."""
     tasks = [episode.task for episode in data.experts]
-    explorer = agent.replace(sampling=agent.sampling.at(cfg.temperature))
+    explorer = agent.replace(sampling=agent.sampling.at(cfg.explore_temperature))
     learner = learn.Learner(agent.policy, lr=cfg.lr[0])
     for iteration in run.steps(cfg.iterations, learner, name="eto"):
         # Explore: the current policy attempts every task of the expert's.
