@@ -30,6 +30,9 @@ from whet.seeding import derive_seed
 from whet.tools.function import Tool, describe, is_tool, to_text
 from whet.types import SPLITS, Split, Task, ToolCall, Turn
 
+FAILED = "error: "
+"""How the observation of a tool call that failed begins."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Action:
@@ -136,7 +139,7 @@ class Env:
                 try:
                     result = await asyncio.wait_for(result, self.tool_timeout)
                 except TimeoutError:
-                    result = f"error: {call.name} did not answer within {self.tool_timeout:g} s"
+                    result = f"{FAILED}{call.name} did not answer within {self.tool_timeout:g} s"
             turns.append(_tool_turn(call, result))
             if self._reward is not None:
                 break
@@ -145,14 +148,14 @@ class Env:
     def _bind(self, call: ToolCall) -> Callable[[], object] | str:
         """The call ready to run, or the text of what is wrong with it."""
         if call.error:
-            return f"error: {call.error}"
+            return f"{FAILED}{call.error}"
         known = {t.name: t for t in self.tools}
         if call.name not in known:
-            return f"error: unknown tool {call.name!r}. {did_you_mean(call.name, known)}"
+            return f"{FAILED}unknown tool {call.name!r}. {did_you_mean(call.name, known)}"
         try:
             arguments = known[call.name].check(call.arguments)
         except ValueError as error:
-            return f"error: {error}"
+            return f"{FAILED}{error}"
         return lambda: getattr(self, call.name)(**arguments)
 
     def _outcome(self, turns: tuple[Turn, ...]) -> Step:

@@ -20,6 +20,7 @@ from whet import learn
 from whet.agents import Agent
 from whet.data import batches, to_examples
 from whet.envs.base import EnvFactory
+from whet.rewards import Grader, environment, tool_failures
 from whet.rollout import rollout_groups
 from whet.types import Data
 
@@ -48,8 +49,10 @@ class GRPOConfig:
     """Optimiser steps per batch of episodes (mu)."""
 
 
-def grpo(agent: Agent[Any], data: Data, *, env: EnvFactory, run: Run, cfg: GRPOConfig = GRPOConfig()) -> Agent[Any]:
-    """The agent trained by reinforcement on `data.train`, `tasks_per_step` of them at a time."""
+def grpo(
+    agent: Agent[Any], data: Data, *, env: EnvFactory, run: Run, cfg: GRPOConfig = GRPOConfig(), grader: Grader = environment
+) -> Agent[Any]:
+    """The agent trained by reinforcement on `data.train`, `tasks_per_step` of them at a time, for what `grader` rewards."""
     loss = learn.policy_gradient(
         clip_low=cfg.clip_low, clip_high=cfg.clip_high, kl=cfg.kl, aggregation=cfg.aggregation, constant=cfg.constant
     )
@@ -65,9 +68,10 @@ def grpo(agent: Agent[Any], data: Data, *, env: EnvFactory, run: Run, cfg: GRPOC
         rows, rewards = [], []
         for group in groups:
             episodes = [episode for episode in group.episodes if episode.ok]
-            advantages = learn.group_advantages([e.reward for e in episodes], normalize_std=cfg.normalize_std)
+            graded = [grader(e) for e in episodes]
+            advantages = learn.group_advantages(graded, normalize_std=cfg.normalize_std)
             rows += [row for e, a in zip(episodes, advantages, strict=True) for row in to_examples(e, agent.policy, weight=a)]
-            rewards += [e.reward for e in episodes]
+            rewards += graded
         if cfg.kl:
             rows = learn.with_reference(rows, agent.policy)
 
@@ -75,6 +79,7 @@ def grpo(agent: Agent[Any], data: Data, *, env: EnvFactory, run: Run, cfg: GRPOC
         metrics: dict[str, float] = {}
         for _ in range(cfg.inner_steps):
             metrics = learner.forward_backward(rows, loss) | learner.optim_step()
-        success = fmean(e.success for group in groups for e in group.episodes if e.ok)
-        run.log(step, reward=fmean(rewards), success=success, **metrics)
+        done = [e for group in groups for e in group.episodes if e.ok]
+        watched = {"success": fmean(e.success for e in done), "tool_failures": fmean(map(tool_failures, done))}
+        run.log(step, reward=fmean(rewards), **watched, **metrics)
     return agent.replace(policy=learner.sample())

@@ -1,0 +1,38 @@
+"""Graders: functions from an episode to a number. A method that learns from reward takes one.
+
+The environment's own is the default. Others are rules about how the episode went, and combinations; a grader only ever
+sees episodes that count (`Episode.ok`), so that a failure of infrastructure can never become a reward.
+
+    grader = weighted((1.0, environment), (-0.1, tool_failures))
+    better = grpo(agent, data, env=env, run=run, cfg=cfg, grader=grader)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from whet.envs.base import FAILED
+from whet.types import Episode
+
+Grader = Callable[[Episode], float]
+
+
+def environment(episode: Episode) -> float:
+    """What the environment paid, summed over the turns."""
+    return episode.reward
+
+
+def tool_failures(episode: Episode) -> float:
+    """Share of the tool calls that were malformed, unknown, had bad arguments or were given up: in [0, 1], 0 without calls."""
+    calls = sum(len(turn.tool_calls) for turn in episode.turns if turn.trained)
+    failed = sum(turn.role == "tool" and turn.content.startswith(FAILED) for turn in episode.turns)
+    return failed / calls if calls else 0.0
+
+
+def weighted(*parts: tuple[float, Grader]) -> Grader:
+    """The weighted sum of several graders."""
+
+    def grade(episode: Episode) -> float:
+        return sum(weight * grader(episode) for weight, grader in parts)
+
+    return grade
