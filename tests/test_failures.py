@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -273,7 +274,7 @@ def test_a_full_disk_without_a_model(tmp_path: Path, disk: Path) -> None:
 
 @pytest.mark.slow
 @needs_base
-@pytest.mark.parametrize("size", ["3m", "5m", "7m"])
+@pytest.mark.parametrize("size", ["3m", "7m"])  # the weights do not fit, or the optimiser's state does not
 def test_a_disk_that_fills_up_under_a_checkpoint(tmp_path: Path, disk: Path, size: str) -> None:
     argv = ("run", "grpo", *SEARCH, "steps=4", "tasks_per_step=4", "group_size=4", "lr=5e-4", "--no-baseline")
     resize(disk, size)
@@ -291,11 +292,22 @@ def test_a_disk_that_fills_up_under_a_checkpoint(tmp_path: Path, disk: Path, siz
 
 
 @needs_base
-def test_ctrl_c_in_the_middle_of_a_grpo_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "signals",
+    [
+        (signal.SIGINT,),
+        pytest.param((signal.SIGINT, signal.SIGINT), marks=pytest.mark.slow),
+        pytest.param((signal.SIGTERM,), marks=pytest.mark.slow),
+    ],
+    ids=["once", "twice", "sigterm"],
+)
+def test_ctrl_c_in_the_middle_of_a_grpo_step(tmp_path: Path, signals: tuple[int, ...]) -> None:
     argv = ("run", "grpo", *SEARCH, "steps=1000", "tasks_per_step=8", "group_size=8", "--no-baseline", "--out", "r")
     process = start(*argv, cwd=tmp_path)
     until(lambda: steps_logged(tmp_path / "r") >= 2, "the second step", process)
-    os.killpg(process.pid, signal.SIGINT)
+    for number in signals:
+        os.killpg(process.pid, number)
+        time.sleep(0.02)
     out, errors = process.communicate(timeout=30)
     told = message(subprocess.CompletedProcess(argv, process.returncode, out, errors), 130)
     assert told == f"interrupted. Go on with: whet {' '.join(argv)} --resume"
@@ -309,18 +321,25 @@ def test_ctrl_c_in_the_middle_of_a_grpo_step(tmp_path: Path) -> None:
 
 @needs_base
 @pytest.mark.slow
-def test_a_run_whose_checkpoint_was_damaged_says_so(tmp_path: Path) -> None:
+def test_a_run_whose_checkpoint_was_damaged_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     argv = ("run", "grpo", *SEARCH, "steps=1000", "tasks_per_step=2", "group_size=2", "--no-baseline", "--out", "r")
     process = start(*argv, cwd=tmp_path)
     until(lambda: (tmp_path / "r" / "commit.json").exists(), "a checkpoint", process)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
+    monkeypatch.chdir(tmp_path)
     checkpoint = json.loads((tmp_path / "r" / "commit.json").read_text())["phases"]["grpo"]["checkpoint"]
     directory = tmp_path / "r" / "checkpoints" / checkpoint
     for name in ("model.safetensors", "learner.pt"):
         whole = (directory / name).read_bytes()
         (directory / name).write_bytes(whole[: len(whole) // 2])
-        assert f"{checkpoint} cannot be resumed from: " in message(whet(*argv, "--resume", cwd=tmp_path))
+        assert main([*argv, "--resume"]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{checkpoint} cannot be resumed from: " in line
+        intact(tmp_path / "r", "failed")
         (directory / name).write_bytes(whole)
     shutil.rmtree(directory)
-    assert f"{checkpoint} is missing, so the run cannot be resumed" in message(whet(*argv, "--resume", cwd=tmp_path))
+    assert main([*argv, "--resume"]) == 1
+    assert f"{checkpoint} is missing, so the run cannot be resumed" in capsys.readouterr().err

@@ -250,14 +250,17 @@ def run_sync(main: Coroutine[Any, Any, T]) -> T:
     def on_interrupt(signum: int, frame: object) -> None:
         nonlocal interrupts
         interrupts += 1
+        loop.set_exception_handler(lambda loop, context: None)  # asyncio would print what a second one breaks off
         if interrupts > 1 or task.done():
             raise KeyboardInterrupt
         task.cancel()
         loop.call_soon_threadsafe(lambda: None)  # wake the loop up
 
-    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if ours:
-        signal.signal(signal.SIGINT, on_interrupt)
+    main_thread = threading.current_thread() is threading.main_thread()
+    # SIGTERM, too, where a program has made it the same as Ctrl-C
+    ours = [s for s in (signal.SIGINT, signal.SIGTERM) if main_thread and signal.getsignal(s) is signal.default_int_handler]
+    for number in ours:
+        signal.signal(number, on_interrupt)
     try:
         return loop.run_until_complete(task)
     except asyncio.CancelledError:
@@ -265,8 +268,8 @@ def run_sync(main: Coroutine[Any, Any, T]) -> T:
             raise KeyboardInterrupt from None
         raise
     finally:
-        if ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in ours:
+            signal.signal(number, signal.default_int_handler)
         _drain(loop, task)
 
 
