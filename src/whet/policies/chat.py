@@ -94,7 +94,7 @@ class ChatFormat:
         return read_calls(text)
 
     def _encode_now(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False, verbose=False))  # whether it fits is asked later
 
     def _render(self, messages: list[dict[str, Any]], tools: Sequence[Tool], *, prompt: bool) -> str:
         schemas = [t.schema() for t in tools] or None
