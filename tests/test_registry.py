@@ -137,9 +137,10 @@ def test_what_is_wrong_with_a_file(tmp_path, mine):
         ("raise SystemExit(3)\n", "SystemExit: 3 \\(line 1\\)"),
     ):
         (tmp_path / "broken.py").write_text(source)
+        before = set(sys.modules)
         with pytest.raises(ConfigError, match=f"broken.py cannot be imported: {message}"):
             load_env(f"{tmp_path}/broken.py:Mine")
-    assert not [name for name in sys.modules if "_whet_broken" in name]
+        assert not [name for name in set(sys.modules) - before if "_whet_broken" in name]
 
 
 def test_modules(mine, monkeypatch):

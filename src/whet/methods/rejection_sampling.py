@@ -34,6 +34,8 @@ class RejectionSamplingConfig:
     """Episodes per task and iteration."""
     keep: int = 10
     """Different successful episodes of a task that are trained on."""
+    sample_temperature: float = 0.7
+    """Of the generation."""
     restart: bool = True
     """Fine-tune the given policy in every iteration, as in the paper, rather than the current one."""
     epochs: int = 3
@@ -45,10 +47,11 @@ def rejection_sampling(
     agent: Agent[Any], data: Data, *, env: EnvFactory, run: Run, cfg: RejectionSamplingConfig = RejectionSamplingConfig()
 ) -> Agent[Any]:
     """The agent fine-tuned on its own successes."""
+    sampler = agent.replace(sampling=agent.sampling.at(cfg.sample_temperature))
     learner = learn.Learner(agent.policy, lr=cfg.lr)
     for iteration in run.steps(cfg.iterations, learner, name="rejection_sampling"):
         # Generate.
-        current, seed = agent.replace(policy=learner.sample()), run.seed("generate", iteration)
+        current, seed = sampler.replace(policy=learner.sample()), run.seed("generate", iteration)
         groups = rollout_groups(current, env, data.train, n=cfg.samples, seed=seed, run=run, tag=f"iteration{iteration}")
 
         # Filter.
