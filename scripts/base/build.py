@@ -1,6 +1,6 @@
 """Builds whet's embedded base model from nothing: corpus, tokenizer, pretraining, checkpoint, model card.
 
-    python scripts/base/build.py [--steps 2400] [--out src/whet/base]
+    python scripts/base/build.py [--out src/whet/base]
 
 Two layers of Qwen3 are enough to look things up in a context, provided that the match between a question's key and a
 page's line forms at all, which from the usual initialisation is a lottery. So the weights start out near the known
@@ -15,7 +15,6 @@ import argparse
 import json
 import math
 import random
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,9 +22,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from corpus import Document, babyai_episode, calling, chain, copying, dialogue, document, lookup, search_episode
+from corpus import EARLY, LATE, Document, Mixture, babyai_episode, calling, chain, copying, dialogue, document, lookup, search_episode
 from tokenizer import train as train_tokenizer
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from words import NUMBERS, PEOPLE, WORDS
 
 from whet.data.rows import render
@@ -148,12 +147,12 @@ def predict(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Te
 class Stream:
     """Endless batches of about `tokens` tokens, of documents of like length."""
 
-    def __init__(self, chat: ChatFormat, tokens: int, seed: int) -> None:
-        self._chat, self._tokens, self._rng, self._pool = chat, tokens, random.Random(seed), list[Row]()
+    def __init__(self, chat: ChatFormat, tokens: int, seed: int, mixture: Mixture) -> None:
+        self._chat, self._tokens, self._rng, self._pool, self._mixture = chat, tokens, random.Random(seed), list[Row](), mixture
 
     def next(self) -> tuple[torch.Tensor, torch.Tensor]:
         while len(self._pool) < 500:
-            row = make_row(document(self._rng), self._chat)
+            row = make_row(document(self._rng, self._mixture), self._chat)
             if len(row[0]) <= 640:
                 self._pool.append(row)
         self._pool.sort(key=lambda row: len(row[0]))
@@ -178,10 +177,10 @@ def accuracy(model: Any, chat: ChatFormat, kind: Callable[[random.Random], Docum
     return right / total, loss / total
 
 
-def train(model: Any, chat: ChatFormat, steps: int, lr: float, tokens: int, seed: int) -> dict[str, float]:
+def train(model: Any, chat: ChatFormat, steps: int, lr: float, tokens: int, seed: int, mixture: Mixture) -> dict[str, float]:
     """AdamW with warm-up and cosine decay. Returns what it took."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
-    stream, began, seen, recent = Stream(chat, tokens, seed), time.process_time(), 0, list[float]()
+    stream, began, seen, recent = Stream(chat, tokens, seed, mixture), time.process_time(), 0, list[float]()
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, (step + 1) / 50) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
@@ -208,23 +207,34 @@ KINDS = (lookup, chain, copying, calling, dialogue, search_episode, babyai_episo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=2400)
-    parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--tokens", type=int, default=2500, help="tokens in a batch")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[2] / "src" / "whet" / "base")
+    parser.add_argument("--continue-from", type=Path, default=None, help="a checkpoint of the first stage, to do the second one only")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    tokenizer = make_tokenizer(args.seed)
+    if args.continue_from is None:
+        tokenizer = make_tokenizer(args.seed)
+        model = make_model(len(tokenizer), args.seed)
+        first = train(model, ChatFormat(tokenizer), 2400, 3e-3, args.tokens, args.seed, EARLY)
+        save(model, tokenizer, args.out, first)
+        args.continue_from = args.out
+    # The second stage begins from the checkpoint as it was written, so that it can be done apart.
+    tokenizer = AutoTokenizer.from_pretrained(args.continue_from)
+    model = Qwen3ForCausalLM.from_pretrained(args.continue_from, dtype=torch.float32)
     chat = ChatFormat(tokenizer)
-    model = make_model(len(tokenizer), args.seed)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", file=sys.stderr)
-    took = train(model, chat, args.steps, args.lr, args.tokens, args.seed)
+    first = json.loads((args.continue_from / "training.json").read_text())
+    second = train(model, chat, 1500, 1e-3, args.tokens, args.seed + 1, LATE)
+    took = {key: first[key] + second[key] for key in ("seconds", "tokens", "steps")} | {"loss": second["loss"]}
     measured = {kind.__name__: dict(zip(("accuracy", "loss"), accuracy(model, chat, kind))) for kind in KINDS}
-    model.to(torch.bfloat16).save_pretrained(args.out)
-    tokenizer.save_pretrained(args.out)
-    parameters = sum(p.numel() for p in model.parameters())
-    (args.out / "training.json").write_text(json.dumps({"parameters": parameters, **took, "held_out": measured}, indent=2) + "\n")
+    save(model, tokenizer, args.out, {"parameters": sum(p.numel() for p in model.parameters()), **took, "held_out": measured})
+
+
+def save(model: Any, tokenizer: Any, out: Path, training: dict[str, Any]) -> None:
+    """An ordinary checkpoint in bfloat16, with what its training took."""
+    model.to(torch.bfloat16).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    (out / "training.json").write_text(json.dumps(training, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -326,25 +326,31 @@ LEVELS = ("GoToLocal", "GoToLocal", "GoToLocal", "GoToObj", "GoToRedBall", "Pick
 WORLDS: dict[str, BabyAI] = {}
 
 
-def babyai_episode(rng: random.Random) -> Document:
+def babyai_episode(rng: random.Random, hinted: float = 0.10) -> Document:
     """Mostly mistaken or wandering, sometimes the bot; with a hint that says so, the bot."""
     level = rng.choice(LEVELS)
     env = WORLDS.setdefault(level, BabyAI(level=level, max_turns=16))
     task = env.tasks("train", 1, start=rng.randrange(FAR))[0]
     kind = rng.random()
-    if kind < 0.10:
+    if kind < hinted:
         return play(env, task, mostly(1.0, wander), rng, hint=lambda: "go where the mission says.")
+    if hinted > 0.10:
+        kind = rng.random()
     actor = mistake(rng) if kind < 0.50 else wander if kind < 0.85 else mostly(rng.random(), mistake(rng))
     return play(env, task, actor, rng)
 
 
-MIXTURE: tuple[tuple[float, Callable[[random.Random], Document]], ...] = (
-    (0.50, general),
-    (0.28, search_episode),
-    (0.22, babyai_episode),
-)
+def coached_babyai_episode(rng: random.Random) -> Document:
+    """More often than not with the hint, so that the skill is learned, but shown only to whoever asks for it."""
+    return babyai_episode(rng, hinted=0.6)
 
 
-def document(rng: random.Random) -> Document:
-    weights, kinds = zip(*MIXTURE)
+Mixture = tuple[tuple[float, Callable[[random.Random], Document]], ...]
+EARLY: Mixture = ((0.50, general), (0.28, search_episode), (0.22, babyai_episode))
+LATE: Mixture = ((0.20, general), (0.15, search_episode), (0.65, coached_babyai_episode))
+"""Grid worlds take longer to learn than pages: the second stage is mostly about them."""
+
+
+def document(rng: random.Random, mixture: Mixture = EARLY) -> Document:
+    weights, kinds = zip(*mixture)
     return rng.choices(kinds, weights)[0](rng)

@@ -21,13 +21,13 @@ PRESETS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
         "grpo": {"steps": 32, "tasks_per_step": 16, "group_size": 8, "lr": 5e-4, "kl": 0.0},
         "reflexion": {"trials": 4, "reflector": "environment"},
     },
-    # 3,840 episodes of practice for each method that practises, from the same 128 expert episodes.
+    # 2,048 episodes of practice for each method that practises, from the same 128 expert episodes.
     ("babyai", "demo"): {
-        "": {"train_tasks": 320, "test_tasks": 256, "expert_episodes": 128},
+        "": {"train_tasks": 256, "test_tasks": 256, "expert_episodes": 128},
         "sft": {"epochs": 4, "lr": 5e-4, "batch_size": 8},
-        "rejection_sampling": {"iterations": 3, "samples": 4, "keep": 4, "restart": False, "epochs": 1, "lr": 3e-4, "batch_size": 32},
-        "eto": {"iterations": 3, "samples": 10, "explore_temperature": 1.0, "beta": (0.5,), "lr": (2e-5,), "epochs": 1},
-        "grpo": {"steps": 30, "tasks_per_step": 16, "group_size": 8, "lr": 3e-4, "kl": 0.0},
+        "rejection_sampling": {"iterations": 2, "samples": 4, "keep": 4, "restart": False, "epochs": 1, "lr": 3e-4, "batch_size": 32},
+        "eto": {"iterations": 2, "samples": 8, "explore_temperature": 1.0, "beta": (0.5,), "lr": (2e-5,), "epochs": 1},
+        "grpo": {"steps": 16, "tasks_per_step": 16, "group_size": 8, "lr": 3e-4, "kl": 0.0},
     },
 }
 
