@@ -40,7 +40,7 @@ bench: $(VENV)/.dev  ## speed against transformers and TRL, measured in alternat
 	$(BIN)/python benchmarks/bench_generate.py
 	$(BIN)/python benchmarks/bench_grpo.py
 
-base: $(VENV)/.user  ## rebuild the embedded base model from nothing (about a quarter of an hour of one core)
+base: $(VENV)/.user  ## rebuild the embedded base model from nothing (about twenty minutes of one core)
 	$(BIN)/python scripts/base/build.py
 	$(BIN)/python scripts/base/card.py
 

@@ -614,12 +614,12 @@ def test_a_policy_reflects_when_it_is_shown_the_log() -> None:
 @pytest.mark.parametrize(
     ("options", "notes", "scripted"),
     [
-        ({"reflector": "policy"}, "Try blue.", None),
+        ({"reflector": "policy"}, "Try blue.", "script"),
         ({"reflector": "environment"}, "red was wrong", "environment"),
     ],
 )
 def test_the_config_names_the_reflector_and_the_run_says_whether_it_was_a_script(
-    options: dict[str, Any], notes: str, scripted: str | None
+    options: dict[str, Any], notes: str, scripted: str
 ) -> None:
     run, better = reflect(**options, trials=1)
     assert better.memory == {"hinted": (notes,), "hard": (notes,)}
@@ -642,3 +642,28 @@ def test_a_function_that_reflects_is_named_in_the_run() -> None:
 def test_methods_that_change_weights_refuse_policies_that_have_none(name: str) -> None:
     with pytest.raises(ConfigError, match=r"policy 'script' .*use local weights"):
         improve(name, Run.scratch(), Agent(ScriptedPolicy(guesser)))
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        ("grpo", "group_size", 1),
+        ("grpo", "steps", 0),
+        ("grpo", "tasks_per_step", 0),
+        ("eto", "lr", ()),
+        ("eto", "samples", 0),
+        ("rejection_sampling", "iterations", 0),
+        ("rejection_sampling", "sample_temperature", -1.0),
+        ("sft", "batch_size", 0),
+        ("reflexion", "trials", 0),
+    ],
+)
+def test_a_value_that_could_teach_nothing_is_refused_by_its_name(name: str, option: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=option):
+        methods.get(name).config(**{option: value})
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_called_from_python_a_method_says_what_it_needs(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} needs"):
+        methods.get(name).function(Agent(ScriptedPolicy(guesser)), Data(), env=None, run=Run.scratch(), cfg=methods.get(name).config())

@@ -129,3 +129,12 @@ def _field_docs(cls: type[Any]) -> dict[str, str]:
             docs[previous] = " ".join(node.value.value.split())
         previous = node.target.id if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) else None
     return docs
+
+
+def at_least(config: object, least: float, *names: str) -> None:
+    """Raises ConfigError for an option of a config that is smaller than `least`, or for an empty tuple or one with such a value."""
+    for name in names:
+        value = getattr(config, name)
+        values = value if isinstance(value, tuple) else (value,)
+        if not values or any(v < least for v in values):
+            raise ConfigError(f"{name} is {value!r}; expected {least:g} or more")

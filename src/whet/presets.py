@@ -11,7 +11,19 @@ from typing import Any
 
 from whet.errors import ConfigError, did_you_mean
 
+ANY = "*"
+"""Stands for every environment."""
+
 PRESETS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
+    # Where to begin with a model of some million parameters in an environment of one's own.
+    (ANY, "small"): {
+        "": {"train_tasks": 128, "test_tasks": 128, "expert_episodes": 32},
+        "sft": {"epochs": 4, "lr": 5e-4, "batch_size": 8},
+        "rejection_sampling": {"iterations": 2, "samples": 8, "keep": 4, "restart": False, "epochs": 1, "lr": 5e-4, "batch_size": 32},
+        "eto": {"iterations": 3, "samples": 8, "explore_temperature": 1.0, "beta": (0.5,), "lr": (5e-5,), "epochs": 1},
+        "grpo": {"steps": 30, "tasks_per_step": 8, "group_size": 8, "lr": 5e-4, "kl": 0.0},
+        "reflexion": {"trials": 4},
+    },
     # 4,096 episodes of practice for each method that practises, from the same 16 expert episodes.
     ("search", "demo"): {
         "": {"train_tasks": 512, "test_tasks": 512, "expert_episodes": 16},
@@ -34,12 +46,12 @@ PRESETS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
 
 def names(env_name: str) -> list[str]:
     """The presets of an environment."""
-    return sorted(name for env, name in PRESETS if env == env_name)
+    return sorted(name for env, name in PRESETS if env in (env_name, ANY))
 
 
 def get(env_name: str, preset: str, method: str) -> dict[str, Any]:
     """A preset's overrides for a method, together with sizes of the data. Raises ConfigError for an unknown preset."""
-    if (env_name, preset) not in PRESETS:
+    found = PRESETS.get((env_name, preset), PRESETS.get((ANY, preset)))
+    if found is None:
         raise ConfigError(f"environment {env_name!r} has no preset {preset!r}. {did_you_mean(preset, names(env_name))}")
-    found = PRESETS[env_name, preset]
     return {**found[""], **found.get(method, {})}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from whet import learn
 from whet.agents import Agent
+from whet.config import at_least
 from whet.data import batches, to_pair
 from whet.envs.base import EnvFactory
 from whet.rollout import rollout_groups
@@ -43,9 +44,14 @@ class ETOConfig:
     nll: float = 0.0
     """Weight of the winner's likelihood beside the DPO loss; 0 in the paper."""
 
+    def __post_init__(self) -> None:
+        at_least(self, 1, "iterations", "samples", "epochs", "batch_size")
+        at_least(self, 0, "lr", "beta", "nll", "explore_temperature")
+
 
 def eto(agent: Agent[Any], data: Data, *, env: EnvFactory, run: Run, cfg: ETOConfig = ETOConfig()) -> Agent[Any]:
     """Refine a cloned agent on its failures, each held against the expert's episode of the same task."""
+    data.require(*NEEDS, by="eto")
     tasks = [episode.task for episode in data.experts]
     explorer = agent.replace(sampling=agent.sampling.at(cfg.explore_temperature))
     learner = learn.Learner(agent.policy, lr=cfg.lr[0])

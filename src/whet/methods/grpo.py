@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from whet import learn
 from whet.agents import Agent
+from whet.config import at_least
 from whet.data import batches, to_examples
 from whet.envs.base import EnvFactory
 from whet.rewards import Grader, environment, tool_failures
@@ -48,11 +49,17 @@ class GRPOConfig:
     inner_steps: int = 1
     """Optimiser steps per batch of episodes (mu)."""
 
+    def __post_init__(self) -> None:
+        at_least(self, 1, "steps", "tasks_per_step", "inner_steps")
+        at_least(self, 2, "group_size")  # one episode has nothing to be compared with
+        at_least(self, 0, "lr")
+
 
 def grpo(
     agent: Agent[Any], data: Data, *, env: EnvFactory, run: Run, cfg: GRPOConfig = GRPOConfig(), grader: Grader = environment
 ) -> Agent[Any]:
     """The agent trained by reinforcement on `data.train`, `tasks_per_step` of them at a time, for what `grader` rewards."""
+    data.require(*NEEDS, by="grpo")
     loss = learn.policy_gradient(
         clip_low=cfg.clip_low, clip_high=cfg.clip_high, kl=cfg.kl, aggregation=cfg.aggregation, constant=cfg.constant
     )

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from whet.agents import Agent
+from whet.config import at_least
 from whet.envs.base import EnvFactory
 from whet.policies.base import Policy, Sampling
 from whet.rollout import ask, rollout
@@ -44,6 +45,9 @@ class ReflexionConfig:
     max_tokens: int = 256
     """Of a reflection written by a policy."""
 
+    def __post_init__(self) -> None:
+        at_least(self, 1, "trials", "memory", "max_tokens")
+
 
 def reflexion(
     agent: Agent[Any],
@@ -55,6 +59,7 @@ def reflexion(
     reflector: Policy | Callable[[Episode], str | None] | None = None,
 ) -> Agent[Any]:
     """The agent with a memory of what it learned about each training task. `reflector` overrides the config's."""
+    data.require(*NEEDS, by="reflexion")
     reflect = reflector or (agent.policy if cfg.reflector == "policy" else scripted(env))
     state = JsonState(solved=[], memory={})
     for trial in run.steps(cfg.trials, state, name="reflexion"):
@@ -68,11 +73,17 @@ def reflexion(
         failed = [episode for episode in episodes if episode.ok and not episode.success]
 
         # Reflect on each failure and remember it.
-        notes = written(reflect, failed, cfg, run.seed("reflect", trial)) if isinstance(reflect, Policy) else [reflect(e) for e in failed]
+        if isinstance(reflect, Policy):
+            answers = written(reflect, failed, cfg, run.seed("reflect", trial))
+            for answer in filter(None, answers):
+                run.spend(answer.cost)
+            notes = [answer.content if answer else None for answer in answers]
+        else:
+            notes = [reflect(episode) for episode in failed]
         for episode, note in zip(failed, notes, strict=True):
             if note:
                 state["memory"][episode.task.id] = [*state["memory"].get(episode.task.id, []), note][-cfg.memory :]
-        scripted_by = None if isinstance(reflect, Policy) else getattr(reflect, "__name__", "function")
+        scripted_by = getattr(reflect, "actor", None) if isinstance(reflect, Policy) else getattr(reflect, "__name__", "function")
         run.log(trial, success=len(state["solved"]) / len(data.train), attempted=len(open_tasks), reflections=sum(map(bool, notes)))
         run.event("reflector", trial=trial, scripted=scripted_by)
     return agent.replace(memory=merged(agent, state["memory"]))
@@ -97,11 +108,11 @@ def scripted(env: EnvFactory) -> Callable[[Episode], str | None]:
     return environment
 
 
-def written(policy: Policy, failed: list[Episode], cfg: ReflexionConfig, seed: int) -> list[str | None]:
-    """What a policy writes when it is shown each log with the paper's request for a new plan."""
+def written(policy: Policy, failed: list[Episode], cfg: ReflexionConfig, seed: int) -> list[Turn | None]:
+    """What a policy writes when it is shown each log with a request for a new plan; None for a log too long for it."""
     logs = ["\n".join(f"{turn.role}: {text(turn)}" for turn in episode.turns) for episode in failed]
     prompts = [(Turn(role="user", content=f"{log}\n\n{PROMPT}"),) for log in logs]
-    return [turn.content for turn in ask(policy, prompts, sampling=Sampling(max_tokens=cfg.max_tokens), seed=seed)]
+    return ask(policy, prompts, sampling=Sampling(max_tokens=cfg.max_tokens), seed=seed)
 
 
 def text(turn: Turn) -> str:

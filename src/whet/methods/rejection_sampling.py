@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from whet import learn
 from whet.agents import Agent
+from whet.config import at_least
 from whet.data import batches, to_examples
 from whet.envs.base import EnvFactory
 from whet.rollout import rollout_groups
@@ -42,11 +43,16 @@ class RejectionSamplingConfig:
     lr: float = 2e-5
     batch_size: int = 64
 
+    def __post_init__(self) -> None:
+        at_least(self, 1, "iterations", "samples", "keep", "epochs", "batch_size")
+        at_least(self, 0, "lr", "sample_temperature")
+
 
 def rejection_sampling(
     agent: Agent[Any], data: Data, *, env: EnvFactory, run: Run, cfg: RejectionSamplingConfig = RejectionSamplingConfig()
 ) -> Agent[Any]:
     """The agent fine-tuned on its own successes."""
+    data.require(*NEEDS, by="rejection_sampling")
     sampler = agent.replace(sampling=agent.sampling.at(cfg.sample_temperature))
     learner = learn.Learner(agent.policy, lr=cfg.lr)
     for iteration in run.steps(cfg.iterations, learner, name="rejection_sampling"):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from whet import learn
 from whet.agents import Agent
+from whet.config import at_least
 from whet.data import batches, to_examples
 from whet.envs.base import EnvFactory
 from whet.types import Data
@@ -30,9 +31,14 @@ class SFTConfig:
     warmup: float = 0.03
     """Share of the steps; then a cosine to zero."""
 
+    def __post_init__(self) -> None:
+        at_least(self, 1, "epochs", "batch_size")
+        at_least(self, 0, "lr")
+
 
 def sft(agent: Agent[Any], data: Data, *, env: EnvFactory, run: Run, cfg: SFTConfig = SFTConfig()) -> Agent[Any]:
     """The agent with a policy that imitates `data.experts`."""
+    data.require(*NEEDS, by="sft")
     rows = [row for episode in data.experts for row in to_examples(episode, agent.policy, tools=env.tools)]
     per_epoch = -(-len(rows) // cfg.batch_size)
     total = cfg.epochs * per_epoch
