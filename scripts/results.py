@@ -35,9 +35,9 @@ def main() -> None:
     readme = (ROOT / "README.md").read_text()
     for record in sorted((ROOT / "results").glob("*.json")):
         start, end = f"<!-- results/{record.name} -->", f"<!-- /results/{record.name} -->"
-        table = Comparison.load(record).markdown().strip()
         before, found, rest = readme.partition(start)
         if found:
+            table = Comparison.load(record).markdown().strip()
             readme = f"{before}{start}\n\n{table}\n\n{end}{rest.partition(end)[2]}"
     (ROOT / "README.md").write_text(readme)
 
