@@ -13,7 +13,7 @@ import torch
 from helpers import tiny_module, tiny_policy
 from whet.errors import ContextFull, PolicyError
 from whet.policies.base import Sampling
-from whet.policies.engine import Engine, Result, Session
+from whet.policies.engine import Engine, Result, Session, cache
 from whet.policies.engine.architectures import architecture_of
 from whet.policies.engine.fallback import ModuleDecoder
 from whet.policies.engine.sampling import sample, uniform
@@ -128,12 +128,16 @@ def converse(
     max_tokens: int = 9,
     observation: int = 6,
     release: bool = True,
+    leave_early: bool = False,
 ) -> list[list[Any]]:
-    """Episodes at once: prompt, answer, observation, answer, ... Gives each as [(tokens before, sampling, result), ...]."""
+    """Episodes at once: prompt, answer, observation, answer, ... Gives each as [(tokens before, sampling, result), ...].
+
+    With `leave_early` the i-th has one turn, two turns and so on up to `turns`, and again.
+    """
 
     async def episode(i: int) -> list[Any]:
         history, said = list(prompts[i]), []
-        for turn in range(turns):
+        for turn in range(1 + i % turns if leave_early else turns):
             sampling = samplings[(i + turn) % len(samplings)]
             result = await engine.generate(history, sampling, max_tokens=max_tokens, seed=100 * i + turn, session=f"s{i}")
             said.append((list(history), sampling, result))
@@ -284,6 +288,35 @@ def test_the_same_arrivals_give_the_same_bits() -> None:
         return converse(tiny_policy().engine, [random_tokens(10 + i, seed=i // 2) for i in range(10)], samplings=MIXED)
 
     assert run() == run()
+
+
+def test_what_was_decoded_before_in_this_process_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a run that is resumed has not decoded what the undisturbed one had."""
+    monkeypatch.setattr(cache, "_POOL", {})
+    shapes: list[list[tuple[int, ...]]] = []
+
+    def run(engine: Engine, lengths: Sequence[int]) -> Any:
+        seen: list[tuple[int, ...]] = []
+        forward = engine.decoder.forward
+
+        def watched(sessions: Sequence[Session], counts: Sequence[int]) -> torch.Tensor:
+            logits = forward(sessions, counts)
+            seen.append((*engine.decoder.cache.data.shape, *(s.row for s in sessions)))  # type: ignore[attr-defined]
+            return logits
+
+        with monkeypatch.context() as patched:
+            patched.setattr(engine.decoder, "forward", watched)
+            shapes.append(seen)
+            return converse(engine, [random_tokens(n, seed=n) for n in lengths], turns=4, samplings=MIXED, leave_early=True)
+
+    policy = tiny_policy()
+    short = range(90, 114, 2)  # they outgrow 128 tokens on the way, some when others have left
+    first = run(policy.engine, short)
+    run(policy.engine, range(300, 330))
+    again, fresh = run(policy.engine, short), run(tiny_policy().engine, short)
+    assert first == again == fresh
+    assert shapes[0] == shapes[2] == shapes[3]
+    assert len({shape[:6] for shape in shapes[0]}) > 1
 
 
 def test_it_stops_at_stop_tokens_and_at_its_limits() -> None:

@@ -9,26 +9,29 @@ import torch
 
 from whet.policies.engine.base import Session
 
-_POOL: dict[tuple[object, ...], torch.Tensor] = {}
-"""Memory of engines that are done, by its shape and kind: a training loop makes an engine per step, and each needs the same."""
+_POOL: dict[tuple[torch.dtype, torch.device], torch.Tensor] = {}
+"""Memory of caches that are done: a training loop makes an engine per step, and each needs as much as the one before."""
 _SMALLEST = 128
 
 
 class KVCache:
     """A tensor [layers, 2, rows, heads, length, head_dim] (keys, then values) that grows, and who sits in which row.
 
-    What lies behind a session's length is garbage, but finite: it is multiplied by zero when it is masked.
+    What lies behind a session's length is garbage, but finite: it is multiplied by zero when it is masked. Shape and rows
+    follow from what this cache was asked for, never from the memory that it was handed by an earlier one: products of
+    other shapes round otherwise, and a resumed run, which has no earlier one, must get the same bits.
     """
 
     def __init__(
         self, layers: int, heads: int, head_dim: int, *, dtype: torch.dtype, device: torch.device, max_length: int, max_bytes: int
     ) -> None:
         self._shape = (layers, heads, head_dim)
-        self._key = (layers, heads, head_dim, dtype, device)
         self._dtype, self._device = dtype, device
         self._max_length, self._max_bytes = max_length, max_bytes
         self._bytes_per_token = 2 * layers * heads * head_dim * dtype.itemsize
-        self.data = self._empty(0, 0)
+        self._memory = torch.zeros(0, dtype=dtype, device=device)
+        """Where `data` lies, and room behind it."""
+        self.data = self._shaped(0, 0)
         self.lengths = np.zeros(0, dtype=np.int64)
         """Tokens cached in each row."""
         self._occupants: list[Session | None] = []
@@ -57,8 +60,8 @@ class KVCache:
         return max(1, self._max_bytes // (self._bytes_per_token * self.bucket(length)))
 
     def place(self, session: Session) -> None:
-        if not self.rows and (pooled := _POOL.pop(self._key, None)) is not None:
-            self._adopt(pooled, [])
+        if not self.rows and (pooled := _POOL.pop((self._dtype, self._device), None)) is not None:
+            self._memory = pooled
         row = next((i for i, occupant in enumerate(self._occupants) if occupant is None), self.rows)
         if row == self.rows:
             length = self.length or self.bucket(len(session.tokens) + 1)
@@ -145,21 +148,26 @@ class KVCache:
 
     def close(self, *, healthy: bool) -> None:
         if healthy and self.rows:
-            _POOL[self._key] = self.data
-        self._adopt(self._empty(0, 0), [])
+            _POOL[self._dtype, self._device] = self._memory
+        self._memory = self._memory.new_zeros(0)
+        self._adopt(self._shaped(0, 0), [])
 
     def _resize(self, rows: int, length: int) -> None:
         """Another size of the tensor; sessions move to its first rows."""
-        fresh = self._empty(rows, length)
         kept = [i for i, occupant in enumerate(self._occupants) if occupant is not None]
-        if kept:
-            used = int(self.lengths[kept].max())
-            fresh[:, :, : len(kept), :, :used] = self.data[:, :, kept, :, :used]
+        used = int(self.lengths[kept].max()) if kept else 0
+        held = self.data[:, :, kept, :, :used]  # a copy, as always where a list is the index
+        fresh = self._shaped(rows, length)
+        fresh[:, :, : len(kept), :, :used] = held
         self._adopt(fresh, kept)
 
-    def _empty(self, rows: int, length: int) -> torch.Tensor:
+    def _shaped(self, rows: int, length: int) -> torch.Tensor:
+        """The beginning of the memory, seen in this size; more of it where it is too small."""
         layers, heads, head_dim = self._shape
-        return torch.zeros(layers, 2, rows, heads, length, head_dim, dtype=self._dtype, device=self._device)
+        size = layers * 2 * rows * heads * length * head_dim
+        if size > len(self._memory):
+            self._memory = torch.zeros(size, dtype=self._dtype, device=self._device)
+        return self._memory[:size].view(layers, 2, rows, heads, length, head_dim)
 
     def _adopt(self, data: torch.Tensor, kept: list[int]) -> None:
         """Go on with this tensor, whose first rows hold what the `kept` rows held."""

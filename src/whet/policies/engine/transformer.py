@@ -122,6 +122,7 @@ class Transformer:
 
     def close(self, *, healthy: bool = True) -> None:
         self.cache.close(healthy=healthy)
+        self._scattered = 0
 
     @torch.inference_mode()
     def forward(self, sessions: Sequence[Session], counts: Sequence[int]) -> Tensor:
