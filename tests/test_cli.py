@@ -351,6 +351,13 @@ def test_compare_runs_every_stage_once_and_prints_the_table(place: Path, capsys:
     assert {path: path.stat().st_mtime_ns for path in place.glob("c/seed*/*/commit.json")} == times
 
 
+def test_other_test_tasks_for_every_recipe(place: Path) -> None:
+    assert main([*COMPARE, "--recipes", "base,sft", "--seeds", "1", "--test-start", "100"]) == 0
+    found = [Evaluation.from_json(Run.open(f"c/seed0/{recipe}").evaluations()["final"]).tasks for recipe in ("base", "sft")]
+    assert found[0] == found[1]
+    assert [task.rpartition("/")[2] for task in found[0]] == [str(i) for i in range(100, 160)]
+
+
 def test_compare_refuses_wrong_names_before_it_begins(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "unknown method 'sfft'. Did you mean 'sft'" in fails(capsys, *COMPARE, "--recipes", "base,sfft+grpo")
     assert "'base', which stands alone" in fails(capsys, *COMPARE, "--recipes", "base+sft")

@@ -45,7 +45,7 @@ episodes cannot be predicted):
 |---|---|---|
 {kinds}
 
-Success on {n} dev tasks, {seeds} attempts each (95% interval):
+Success on {n} dev tasks (95% interval clustered by task), with {seeds} sampled attempts at each or the one greedy attempt:
 
 | environment | sampled at temperature 1 | greedy |
 |---|---|---|

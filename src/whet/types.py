@@ -26,7 +26,7 @@ from whet.errors import ConfigError, SplitError
 if TYPE_CHECKING:
     import numpy as np
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Version of the records on disk; a store of another version is refused, never guessed at."""
 
 Role = Literal["system", "user", "assistant", "tool"]

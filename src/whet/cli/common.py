@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from whet.runs import Run
     from whet.types import Data, Episode
 
-SIZES = {"train_tasks": 256, "dev_tasks": 64, "test_tasks": 256, "expert_episodes": 64}
+SIZES = {"train_tasks": 256, "dev_tasks": 64, "test_tasks": 256, "test_start": 0, "expert_episodes": 64}
 """Defaults of what a preset may set besides a method's config, with `budget` and `temperature`."""
+_SIZES_HELP = {"test_start": "number of the first test task: move on to tasks whose results nobody has seen while choosing settings "}
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -65,11 +66,15 @@ def add_agent_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_size_options(parser: argparse.ArgumentParser) -> None:
-    """How many tasks of each split, and how many expert episodes."""
+    """How many tasks of each split, which test tasks, and how many expert episodes."""
     for name, default in SIZES.items():
         kind = positive if name == "test_tasks" else count
         parser.add_argument(
-            f"--{name.replace('_', '-')}", type=kind, default=None, metavar="N", help=f"(default: the preset's, or {default})"
+            f"--{name.replace('_', '-')}",
+            type=kind,
+            default=None,
+            metavar="N",
+            help=f"{_SIZES_HELP.get(name, '')}(default: the preset's, or {default})",
         )
 
 

@@ -168,7 +168,7 @@ def _passed_on(args: argparse.Namespace, stage: str) -> list[str]:
     passed = []
     if stage == BASE:
         # what a preset would say to the other recipes holds for the agent that they are compared with
-        for option, key in (("--tasks", "test_tasks"), ("--temperature", "temperature")):
+        for option, key in (("--tasks", "test_tasks"), ("--start", "test_start"), ("--temperature", "temperature")):
             value = _common(args, key)
             passed += [] if value is None else [option, str(value)]
         return passed

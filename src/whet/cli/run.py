@@ -68,7 +68,7 @@ def main(args: argparse.Namespace) -> None:
         from whet.evals import evaluate
         from whet.report import write_report
 
-        test, data = env.tasks("test", sizes["test_tasks"]), make_data(env, method, sizes, run)
+        test, data = env.tasks("test", sizes["test_tasks"], sizes["test_start"]), make_data(env, method, sizes, run)
         if not args.no_baseline:
             evaluate(agent, env, test, seed=run.seed("evaluation"), run=run, name="before")
         better = method.function(agent, data, env=env, run=run, cfg=cfg)

@@ -1,10 +1,11 @@
-"""The episodes of a run in SQLite (write-ahead log, so that a reader never waits for the writer)."""
+"""The episodes of a run in SQLite (write-ahead log, so that a reader never waits for the writer), as compressed JSON."""
 
 from __future__ import annotations
 
 import contextlib
 import sqlite3
 import threading
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +24,7 @@ create table if not exists episodes (
     reward real not null,
     success integer not null,
     stop text not null,
-    data text not null
+    data blob not null
 );
 create index if not exists episodes_by_tag on episodes (tag, row);
 """
@@ -79,7 +80,7 @@ class EpisodeStore:
 
     def save(self, episodes: Iterable[Episode], tag: str) -> None:
         """Add episodes: all of them or, on StorageError, none."""
-        rows = [(tag, e.task.id, e.reward, e.success, e.stop.value, encode(e)) for e in episodes]
+        rows = [(tag, e.task.id, e.reward, e.success, e.stop.value, _pack(e)) for e in episodes]
         with self._lock, writing(self.path or Path(":memory:")):
             try:
                 self._db.executemany("insert into episodes (tag, task, reward, success, stop, data) values (?, ?, ?, ?, ?, ?)", rows)
@@ -101,7 +102,7 @@ class EpisodeStore:
                 return
             at = page[-1][0]
             for _, data in page:
-                yield decode(data)
+                yield _unpack(data)
 
     def tags(self) -> list[TagSummary]:
         """What each tag holds, in the order in which the tags first came up."""
@@ -119,7 +120,7 @@ class EpisodeStore:
                 "select data from episodes where tag = ? and (stop = 'error') = ? and (? is null or success = ?) order by row desc limit ?",
                 (tag, not ok, success, success, limit),
             ).fetchall()
-        return [decode(data) for (data,) in rows]
+        return [_unpack(data) for (data,) in rows]
 
     @property
     def position(self) -> int:
@@ -144,6 +145,19 @@ class EpisodeStore:
     def close(self) -> None:
         with self._lock:
             self._db.close()
+
+
+def _pack(episode: Episode) -> bytes:
+    """Log-probs are most of it, and digits shrink to a fraction even at the fastest level."""
+    return zlib.compress(encode(episode).encode("ascii"), 1)
+
+
+def _unpack(data: bytes) -> Episode:
+    try:
+        text = zlib.decompress(data).decode("ascii")
+    except (zlib.error, ValueError, TypeError) as error:
+        raise CheckpointError(f"a stored episode is damaged ({error}); was the file written by another version of whet?") from error
+    return decode(text)
 
 
 def _quote(path: Path) -> str:
