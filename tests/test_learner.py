@@ -14,7 +14,7 @@ import torch
 
 from helpers import tiny_policy
 from whet.errors import CheckpointError, ConfigError
-from whet.learn import Learner, Lora, Loss, dpo, nll, policy_gradient, with_reference
+from whet.learn import Learner, Lora, Loss, dpo, nll, optimise, policy_gradient, with_reference
 from whet.learn.learner import schedule_factor
 from whet.policies.local import LocalPolicy
 from whet.types import Example, Pair
@@ -375,3 +375,17 @@ def test_calls_that_cannot_work_are_refused() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             Learner(policy(), lr=1e-2, **options)  # type: ignore[arg-type]
+
+
+def test_optimise_takes_a_step_per_batch_and_logs_all_of_them() -> None:
+    batches = [rows(n_groups=1, seed=seed) for seed in range(3)]
+    one, other = (Learner(policy(), lr=1e-3, warmup_steps=2) for _ in range(2))
+    each = [one.forward_backward(batch, nll()) | one.optim_step() for batch in batches]
+    logged = optimise(other, iter(batches), nll())
+    assert all(torch.equal(a, b) for a, b in zip(one.sample().weights.values(), other.sample().weights.values(), strict=True))
+    assert other.n_steps == 3
+    assert logged["loss"] == pytest.approx(sum(m["loss"] for m in each) / 3)
+    assert logged["grad_norm"] == pytest.approx(sum(m["grad_norm"] for m in each) / 3)
+    assert logged["tokens"] == sum(int(row.mask.sum()) for batch in batches for row in batch)
+    assert logged["lr"] == each[-1]["lr"] != each[0]["lr"]
+    assert optimise(other, [], nll()) == {}

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from whet.learn.credit import group_advantages, leave_one_out_advantages
     from whet.learn.learner import Learner, Lora, with_reference
     from whet.learn.losses import Loss, dpo, nll, policy_gradient
+    from whet.learn.training import optimise
 
 _HOME = {
     "group_advantages": "credit",
@@ -22,9 +23,21 @@ _HOME = {
     "dpo": "losses",
     "nll": "losses",
     "policy_gradient": "losses",
+    "optimise": "training",
 }
 
-__all__ = ["Learner", "Lora", "Loss", "dpo", "group_advantages", "leave_one_out_advantages", "nll", "policy_gradient", "with_reference"]
+__all__ = [
+    "Learner",
+    "Lora",
+    "Loss",
+    "dpo",
+    "group_advantages",
+    "leave_one_out_advantages",
+    "nll",
+    "optimise",
+    "policy_gradient",
+    "with_reference",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,7 @@
 """The learner: it alone holds weights that change. Four verbs: `forward_backward`, `optim_step`, `sample`, `save_state`.
 
 learner = Learner(policy, lr=1e-3)
-for batch in batches(rows, 32, epochs=3, seed=0):
+for batch in batches(rows, 32, epochs=3, seed=0):  # or, in one call: optimise(learner, batches(...), nll())
     metrics = learner.forward_backward(batch, nll()) | learner.optim_step()
 better = learner.sample()
 """

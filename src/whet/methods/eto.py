@@ -73,9 +73,8 @@ def eto(agent: Agent[Any], data: Data, *, env: EnvFactory, run: Run, cfg: ETOCon
         # Optimise: DPO against the policy that explored.
         learner.restart(reference, lr=cfg.lr[min(iteration, len(cfg.lr) - 1)])
         beta = cfg.beta[min(iteration, len(cfg.beta) - 1)]
-        metrics: dict[str, float] = {}
-        for batch in batches(pairs, cfg.batch_size, epochs=cfg.epochs, seed=run.seed("optimise", iteration)):
-            metrics = learner.forward_backward(batch, learn.dpo(beta=beta, nll=cfg.nll)) | learner.optim_step()
+        shuffled = batches(pairs, cfg.batch_size, epochs=cfg.epochs, seed=run.seed("optimise", iteration))
+        metrics = learn.optimise(learner, shuffled, learn.dpo(beta=beta, nll=cfg.nll))
         outcomes = [own.success for group in groups for own in group.episodes if own.ok]
         run.log(iteration, success=sum(outcomes) / max(1, len(outcomes)), pairs=len(pairs), **metrics)
     return agent.replace(policy=learner.sample())

@@ -83,9 +83,7 @@ def grpo(
             rows = learn.with_reference(rows, agent.policy)
 
         # Optimise.
-        metrics: dict[str, float] = {}
-        for _ in range(cfg.inner_steps):
-            metrics = learner.forward_backward(rows, loss) | learner.optim_step()
+        metrics = learn.optimise(learner, [rows] * cfg.inner_steps, loss)
         done = [e for group in groups for e in group.episodes if e.ok]
         watched = {"success": fmean(e.success for e in done), "tool_failures": fmean(map(tool_failures, done))}
         run.log(step, reward=fmean(rewards), **watched, **metrics)

@@ -65,11 +65,10 @@ def rejection_sampling(
         rows = [row for episode in kept for row in to_examples(episode, agent.policy)]
 
         # Improve.
-        metrics: dict[str, float] = {}
         if cfg.restart:
             learner.restart(agent.policy)
-        for batch in batches(rows, cfg.batch_size, epochs=cfg.epochs, seed=run.seed("improve", iteration)):
-            metrics = learner.forward_backward(batch, learn.nll()) | learner.optim_step()
+        shuffled = batches(rows, cfg.batch_size, epochs=cfg.epochs, seed=run.seed("improve", iteration))
+        metrics = learn.optimise(learner, shuffled, learn.nll())
         run.log(iteration, success=success_rate(groups), kept=len(kept), **metrics)
     return agent.replace(policy=learner.sample())
 

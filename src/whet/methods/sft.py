@@ -44,8 +44,5 @@ def sft(agent: Agent[Any], data: Data, *, env: EnvFactory, run: Run, cfg: SFTCon
     total = cfg.epochs * per_epoch
     learner = learn.Learner(agent.policy, lr=cfg.lr, schedule="cosine", warmup_steps=int(cfg.warmup * total), total_steps=total)
     for epoch in run.steps(cfg.epochs, learner, name="sft"):
-        metrics: dict[str, float] = {}
-        for batch in batches(rows, cfg.batch_size, seed=run.seed("sft", epoch)):
-            metrics = learner.forward_backward(batch, learn.nll()) | learner.optim_step()
-        run.log(epoch, **metrics)
+        run.log(epoch, **learn.optimise(learner, batches(rows, cfg.batch_size, seed=run.seed("sft", epoch)), learn.nll()))
     return agent.replace(policy=learner.sample())
