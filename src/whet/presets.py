@@ -1,8 +1,12 @@
-"""Settings that go with an environment and the embedded base model, found on train and dev tasks.
+"""Settings that go with an environment and the embedded base model, chosen by their scores on dev tasks.
 
 The methods' own defaults are their papers', for models of billions of parameters; the embedded model has one million,
 takes learning rates a thousand times as large, and is trained for seconds. A preset is nothing but overrides: `whet run`
 writes what it ran with to the run's config. What stands under "" is about the data and holds for all methods.
+
+Tables of the first test tasks prompted some of these choices: another learning rate and temperature for ETO on Search, and
+the whole of BabyAI's after a table in which practice added nothing. So the presets begin their test split at `test_start`:
+no result on the tasks from there on was seen before the settings were final.
 """
 
 from __future__ import annotations
@@ -26,29 +30,20 @@ PRESETS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
     },
     # 4,096 episodes of practice for each method that practises, from the same 16 expert episodes.
     ("search", "demo"): {
-        "": {"train_tasks": 512, "test_tasks": 512, "expert_episodes": 16},
+        "": {"train_tasks": 512, "test_tasks": 512, "test_start": 1000, "expert_episodes": 16},
         "sft": {"epochs": 4, "lr": 5e-4, "batch_size": 8},
         "rejection_sampling": {"iterations": 2, "samples": 4, "keep": 4, "restart": False, "epochs": 1, "lr": 5e-4, "batch_size": 32},
         "eto": {"iterations": 4, "samples": 64, "explore_temperature": 1.0, "beta": (1.0,), "lr": (1e-4,), "epochs": 1},
         "grpo": {"steps": 32, "tasks_per_step": 16, "group_size": 8, "lr": 5e-4, "kl": 0.0},
         "reflexion": {"trials": 4, "reflector": "environment"},
     },
-    # 2,048 episodes of practice for each method that practises, from the same 128 expert episodes.
+    # 4,096 episodes of practice for each method that practises, from the same 8 expert episodes.
     ("babyai", "demo"): {
-        "": {"train_tasks": 256, "test_tasks": 256, "expert_episodes": 128},
+        "": {"train_tasks": 256, "test_tasks": 256, "test_start": 1000, "expert_episodes": 8},
         "sft": {"epochs": 4, "lr": 5e-4, "batch_size": 8},
-        "rejection_sampling": {"iterations": 2, "samples": 4, "keep": 4, "restart": False, "epochs": 1, "lr": 3e-4, "batch_size": 32},
-        "eto": {"iterations": 2, "samples": 8, "explore_temperature": 1.0, "beta": (0.5,), "lr": (2e-5,), "epochs": 1},
-        # Long rows, most of which succeed: without the division by the group's deviation, which blows rare failures up.
-        "grpo": {
-            "steps": 16,
-            "tasks_per_step": 16,
-            "group_size": 8,
-            "lr": 1e-4,
-            "kl": 0.0,
-            "normalize_std": False,
-            "aggregation": "token-mean",
-        },
+        "rejection_sampling": {"iterations": 4, "samples": 4, "keep": 2, "restart": False, "epochs": 2, "lr": 5e-4, "batch_size": 32},
+        "eto": {"iterations": 4, "samples": 128, "explore_temperature": 1.0, "beta": (1.0,), "lr": (1e-4,), "epochs": 1},
+        "grpo": {"steps": 32, "tasks_per_step": 16, "group_size": 8, "lr": 2e-4, "kl": 0.0},
     },
 }
 
