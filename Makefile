@@ -37,8 +37,8 @@ lint: $(VENV)/.dev  ## style and types
 	$(BIN)/mypy
 
 bench: $(VENV)/.dev  ## speed against transformers and TRL, measured in alternation
-	$(BIN)/python benchmarks/bench_generate.py
-	$(BIN)/python benchmarks/bench_grpo.py
+	$(BIN)/python benchmarks/bench_generate.py --model src/whet/base --json results/bench_generate.json
+	$(BIN)/python benchmarks/bench_grpo.py --json results/bench_grpo.json
 
 base: $(VENV)/.user  ## rebuild the embedded base model from nothing (about twenty minutes of one core)
 	$(BIN)/python scripts/base/build.py

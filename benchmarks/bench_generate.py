@@ -14,12 +14,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from common import machine, spread
 from transformers import AutoModelForCausalLM, Qwen3Config, StoppingCriteria, StoppingCriteriaList
 
 from whet.policies.base import Sampling
@@ -148,6 +151,7 @@ def main() -> None:
     parser.add_argument("--spread", type=int, default=6, help="how many tokens an answer may be longer or shorter")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="write everything measured to this file")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     module = model(args.model)
@@ -156,6 +160,7 @@ def main() -> None:
     print(f"{type(module).__name__}, {size:,} parameters, {args.threads} thread(s)")
     print(f"prompt of {args.prompt} tokens, {args.turns} answers of {args.answer} +- {args.spread}, observations of {args.observation}")
     print(f"{'episodes':>8} {'transformers tok/s':>19} {'whet tok/s':>11} {'ratio':>6}  {'(range)':>12}")
+    measured = []
     for episodes in args.episodes:
         work = Work(episodes, args.group, args.turns, args.prompt, args.observation, args.answer, args.spread)
         decoder = decoder_for(module.config, own_tensors(module), lambda: module)
@@ -166,11 +171,16 @@ def main() -> None:
         for _ in range(args.rounds):
             theirs.append(seconds(run_transformers, module, work))
             ours.append(seconds(run_whet, engine, work))
-        ratios = [a / b for a, b in zip(theirs, ours)]
+        ratio = spread([a / b for a, b in zip(theirs, ours)])
         print(
             f"{episodes:>8} {work.sampled / statistics.median(theirs):>19,.0f} {work.sampled / statistics.median(ours):>11,.0f} "
-            f"{statistics.median(ratios):>6.1f}  ({min(ratios):.1f}-{max(ratios):.1f})"
+            f"{ratio['median']:>6.1f}  ({ratio['min']:.1f}-{ratio['max']:.1f})",
+            flush=True,
         )
+        measured.append({"work": asdict(work), "transformers_seconds": theirs, "whet_seconds": ours, "ratio": ratio})
+    if args.json:
+        about = {"benchmark": "generate", "machine": machine("whet", "torch", "transformers"), "model": args.model or "random weights"}
+        args.json.write_text(json.dumps(about | {"threads": args.threads, "rounds": args.rounds, "measured": measured}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

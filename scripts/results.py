@@ -1,17 +1,19 @@
-"""Puts the results of comparisons where readers look: results/NAME.json and NAME.md, and the tables in README.
+"""Puts results where readers look: results/NAME.json and NAME.md of comparisons, results/benchmarks.md, and README's tables.
 
     python scripts/results.py [NAME=RUN_DIRECTORY ...]
 
-Without arguments it only writes the tables of what is committed into README again.
+Without arguments it only writes again what follows from the JSON files that are committed.
 """
 
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import platform
 import sys
 from pathlib import Path
+from typing import Any
 
 from whet.evals import Comparison
 
@@ -28,7 +30,35 @@ def keep(name: str, directory: Path) -> None:
     (ROOT / "results" / f"{name}.md").write_text(f"Made {made}, by `make {'demo' if name == 'search' else 'leaderboard'}`.\n\n{table}\n")
 
 
+def benchmarks() -> None:
+    """results/benchmarks.md from what `make bench` wrote."""
+    generate, grpo = (json.loads((ROOT / "results" / f"bench_{name}.json").read_text()) for name in ("generate", "grpo"))
+    lines = [
+        "Speed of sampling and training, written by `make bench` and `scripts/results.py`; what is compared: `benchmarks/README.md`.",
+        "",
+        "| what | against | setting | times as fast: median (range) | rounds | load of the machine |",
+        "|---|---|---|---|---|---|",
+    ]
+    for m in generate["measured"]:
+        setting = f"{m['work']['episodes']} episodes of {m['work']['turns']} turns"
+        other = f"a loop over `transformers` {generate['machine']['transformers']} `generate`"
+        lines.append(_row("sampled tokens per processor second", other, setting, m["ratio"], generate["rounds"], generate))
+    work, other = grpo["work"], f"TRL {grpo['machine']['trl']} `GRPOTrainer`"
+    setting = f"{work['tasks'] * work['group']} episodes a step"
+    for what, key in (("episodes per second", "seconds"), ("episodes per processor second", "processor")):
+        lines.append(_row(f"multi-turn GRPO with tools: {what}", other, setting, grpo["ratios"][key], len(grpo["rounds"]) - 1, grpo))
+    (ROOT / "results" / "benchmarks.md").write_text("\n".join(lines) + "\n")
+
+
+def _row(what: str, other: str, setting: str, ratio: dict[str, float], rounds: int, result: dict[str, Any]) -> str:
+    """One thread each; the load average tells how much else the machine was doing."""
+    about = result["machine"]
+    times = f"{ratio['median']:.1f} ({ratio['min']:.1f}-{ratio['max']:.1f})"
+    return f"| {what} | {other} | {setting} | {times} | {rounds} | {about['load'][0]:.1f} on {about['cores']} cores |"
+
+
 def main() -> None:
+    benchmarks()
     for argument in sys.argv[1:]:
         name, _, directory = argument.partition("=")
         keep(name, Path(directory))
