@@ -34,9 +34,24 @@ from whet.envs.base import Env, EnvFactory
 from whet.errors import ConfigError, MissingExtra, did_you_mean
 
 _BUNDLED = {
-    "search": "whet.envs.search:Search",
     "babyai": "whet.envs.babyai:BabyAI",
+    "bfcl": "whet.envs.bfcl:BFCL",
+    "documents": "whet.envs.documents:Documents",
     "gymnasium": "whet.envs.gymnasium:GymEnv",
+    "mcp": "whet.envs.mcp:MCP",
+    "miniwob": "whet.envs.miniwob:MiniWoB",
+    "mix": "whet.envs.mixture:Mixture",
+    "openenv": "whet.envs.openenv:OpenEnv",
+    "python": "whet.envs.python:Python",
+    "reasoning_gym": "whet.envs.reasoning_gym:ReasoningGym",
+    "scienceworld": "whet.envs.scienceworld:ScienceWorld",
+    "search": "whet.envs.search:Search",
+    "sql": "whet.envs.sql:SQL",
+    "tau2": "whet.envs.tau2:Tau2",
+    "textcraft": "whet.envs.textcraft:TextCraft",
+    "textworld": "whet.envs.textworld:TextWorld",
+    "textworldexpress": "whet.envs.textworldexpress:TextWorldExpress",
+    "verifiers": "whet.envs.verifiers:Verifiers",
 }
 _FILE = re.compile(r"(?P<path>.*?\.py)(?::(?P<name>[^:=,]*))?(?::(?P<options>.*))?", re.DOTALL)
 _MODULE = re.compile(r"(?P<path>\w+(?:\.\w+)*):(?P<name>[A-Za-z_]\w*)(?::(?P<options>.*))?", re.DOTALL)
