@@ -83,6 +83,8 @@ class Env:
     """Seconds that `step` may take; then the episode has failed."""
     tool_timeout: ClassVar[float] = 30.0
     """Seconds before a coroutine tool is given up; the model sees the failure as an observation."""
+    max_concurrent: ClassVar[int | None] = None
+    """Episodes of this class that a rollout may have under way at once, where each holds something scarce; None for no limit."""
 
     _reward: float | None = None
     _success: bool | None = None
@@ -230,6 +232,15 @@ class EnvFactory:
     @property
     def name(self) -> str:
         return self.cls.name
+
+    @property
+    def envs(self) -> tuple[str, ...]:
+        """What `Task.env` may be in its tasks: its own name, or those of a mixture's parts."""
+        return (self.name,)
+
+    def of(self, task: Task) -> EnvFactory:
+        """The factory of the environment that plays this task: itself, or a part of a mixture."""
+        return self
 
     @property
     def tools(self) -> tuple[Tool, ...]:
