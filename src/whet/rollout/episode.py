@@ -132,7 +132,7 @@ async def play(setting: Setting, job: Job) -> tuple[Episode, Failure | None]:
             spent += attempt.cost
             if failure is None or not failure.passing or tried > setting.limits.retries:
                 break
-            if failure.by_policy or not setting.env.cls.inline:
+            if failure.by_policy or not attempt.factory.cls.inline:
                 await _pause(setting.gate, _BACKOFF * 2 ** (tried - 1))
     finally:
         seconds = setting.clock.stop(started)
@@ -168,6 +168,7 @@ class _Attempt:
 
     def __init__(self, setting: Setting, job: Job) -> None:
         self.setting, self.job = setting, job
+        self.factory = setting.env.of(job.task)
         self.policy = setting.agent.policy
         self.turns: list[Turn] = []
         self.reward = 0.0
@@ -233,13 +234,13 @@ class _Attempt:
         setting, task = self.setting, self.job.task
 
         def make() -> Any:
-            env = self._env = setting.env()
+            env = self._env = self.factory()
             if self._over:  # the constructor outlived its deadline, and nobody else is left to close what it made
                 env.close()
                 raise EnvError("made too late")
             return env.reset(task)
 
-        observation = await setting.calls.call(make, self._left(self._limit("reset")[0]), inline=setting.env.cls.inline)
+        observation = await setting.calls.call(make, self._left(self._limit("reset")[0]), inline=self.factory.cls.inline)
         self.setting.answered.add("reset")
         env = self._env
         assert env is not None
@@ -346,7 +347,7 @@ class _Attempt:
         given: float | None = getattr(self.setting.limits, f"{name}_s")
         if given is not None:
             return given, f"Limits.{name}_s"
-        return getattr(self._env or self.setting.env.cls, f"{name}_timeout"), f"the environment's {name}_timeout"
+        return getattr(self._env or self.factory.cls, f"{name}_timeout"), f"the environment's {name}_timeout"
 
     def _left(self, limit: float) -> float:
         """Seconds for the next call: its own limit, or what is left of the episode's."""
@@ -358,7 +359,7 @@ class _Attempt:
     def failure(self, error: Exception) -> Failure:
         """What broke, named by environment, task and turn, with the last lines of the traceback."""
         place = {"reset": "reset", "turn": f"the policy's turn {self._actions + 1}", "step": f"step {self._actions}"}[self._doing]
-        where = f"environment {self.setting.env.name!r}, task {self.job.task.id!r}, {place}"
+        where = f"environment {self.factory.name!r}, task {self.job.task.id!r}, {place}"
         if isinstance(error, DeadlineError):
             self._hung = True
             name = "episode" if time.monotonic() >= self._until else self._doing
