@@ -19,6 +19,7 @@ An environment without tools overrides `step` and reads `action.text`.
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import random
 from collections.abc import Awaitable, Callable, Mapping
@@ -242,10 +243,15 @@ class EnvFactory:
         """The factory of the environment that plays this task: itself, or a part of a mixture."""
         return self
 
-    @property
+    @functools.cached_property
     def tools(self) -> tuple[Tool, ...]:
         """The tools that a policy is told about in this environment with these options."""
-        return self().tools
+        env = self()
+        try:
+            return env.tools
+        finally:
+            if not inspect.iscoroutinefunction(env.close):
+                env.close()
 
     def tasks(self, split: Split, n: int, start: int = 0) -> tuple[Task, ...]:
         """As `Env.tasks`, checked. Raises ConfigError for an unknown split, EnvError for tasks of another one."""

@@ -6,6 +6,7 @@
     path/to/file.py:MyEnv:size=3         with options
     package.module:MyEnv                 a class of an installed module
     gymnasium:FrozenLake-v1,map_name=8x8 a gymnasium environment, by its id
+    search:hops=1-2 + 2*babyai           several at once, with weights (see whet.envs.mixture)
 
 A class may be an `Env`, a `gymnasium.Env`, or a function that makes one of the latter. Options are read by the
 annotations of the class's `__init__`.
@@ -99,6 +100,10 @@ def load_env(spec: str) -> EnvFactory:
     where the file cannot be imported; MissingExtra where a bundled environment needs a package that is not installed.
     """
     head, _, rest = spec.partition(":")
+    if head == "mix" or " + " in spec:
+        from whet.envs.mixture import Mixture
+
+        return Mixture.parse(rest if head == "mix" else spec)
     if head in _BUNDLED:
         if head == "gymnasium":
             id, _, rest = rest.partition(",")
