@@ -10,6 +10,7 @@ import logging
 import math
 import time
 import traceback
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,6 +19,7 @@ from typing import Any
 
 from whet.agents import Agent
 from whet.envs.base import Action, Env, EnvFactory, Step
+from whet.envs.calling import Situation, caller_of
 from whet.errors import CannotReplay, ConfigError, ContextFull, EnvError, MissingExtra, PolicyError, PolicyUnavailable, StorageError
 from whet.policies.base import Request
 from whet.rollout import replay
@@ -116,6 +118,7 @@ async def play(setting: Setting, job: Job) -> tuple[Episode, Failure | None]:
     """Play an episode, with retries. Whatever happens to it becomes part of the record; only fatal errors are raised."""
     started = setting.clock.start()
     spent = Cost()
+    broken: Counter[str] = Counter()
     try:
         for tried in itertools.count(1):
             attempt = _Attempt(setting, job)
@@ -130,6 +133,7 @@ async def play(setting: Setting, job: Job) -> tuple[Episode, Failure | None]:
             finally:
                 await attempt.close()
             spent += attempt.cost
+            broken.update([failure.reason] if failure is not None else ())
             if failure is None or not failure.passing or tried > setting.limits.retries:
                 break
             if failure.by_policy or not attempt.factory.cls.inline:
@@ -137,7 +141,7 @@ async def play(setting: Setting, job: Job) -> tuple[Episode, Failure | None]:
     finally:
         seconds = setting.clock.stop(started)
     cost = spent + Cost(episodes=1, seconds=seconds)
-    tags = {**attempt.tags(), **({"attempts": tried} if tried > 1 else {})}
+    tags = {**attempt.tags(), **({"attempts": tried, "broken": dict(sorted(broken.items()))} if tried > 1 else {})}
     episode = Episode(
         id=job.id,
         task=job.task,
@@ -238,6 +242,7 @@ class _Attempt:
             if self._over:  # the constructor outlived its deadline, and nobody else is left to close what it made
                 env.close()
                 raise EnvError("made too late")
+            caller_of(env).situation = Situation(task=task, episode=self.job.id, rollout=self._session, factory=self.factory)
             return env.reset(task)
 
         observation = await setting.calls.call(make, self._left(self._limit("reset")[0]), inline=self.factory.cls.inline)
@@ -387,6 +392,8 @@ class _Attempt:
         }
         if self.setting.tag:
             tags["tag"] = self.setting.tag
+        if self._env is not None and (outcomes := caller_of(self._env).outcomes):
+            tags["tools"] = dict(sorted(outcomes.items()))
         if prefix is not None:
             tags["fork"] = {"episode": prefix.origin, "actions": prefix.actions}
         return tags
