@@ -223,7 +223,7 @@ def run(job, job_fd, report_fd):
         os.write(report_fd, b"R\n")
         os.close(report_fd)
     except BaseException as error:
-        sys.stderr.write("%s: %s\n" % (type(error).__name__, error))
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
         sys.stderr.flush()
         os._exit(70)
     if job["argv"] is None:
@@ -232,7 +232,7 @@ def run(job, job_fd, report_fd):
     try:
         os.execve(job["argv"][0], job["argv"][1], dict(os.environ))
     except OSError as error:
-        sys.stderr.write("%s: %s\n" % (job["argv"][1][0], error.strerror))
+        sys.stderr.write(f"{job['argv'][1][0]}: {error.strerror}\n")
         sys.stderr.flush()
         os._exit(126)
 
@@ -286,7 +286,7 @@ class Zygote:
             return True
         if pid > 0:
             self.jobs[pid] = (number, fds[4])
-            os.write(fds[4], b"P%d\n" % pid)
+            self.tell(fds[4], pid, b"P%d\n")
         for fd in fds[:4] if pid > 0 else fds:
             os.close(fd)
         return False
@@ -314,8 +314,14 @@ class Zygote:
             if not pid:
                 return
             _, fd = self.jobs.pop(pid)
-            os.write(fd, b"%d\n" % os.waitstatus_to_exitcode(status))
+            self.tell(fd, os.waitstatus_to_exitcode(status), b"%d\n")
             os.close(fd)
+
+    def tell(self, fd, number, form):
+        try:
+            os.write(fd, form % number)
+        except OSError:  # nobody listens any more
+            pass
 
 
 def zygote(job, job_fd, report_fd):

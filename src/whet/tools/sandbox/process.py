@@ -251,7 +251,7 @@ class ProcessSandbox(Sandbox):
     ) -> tuple[int, Killer | None, tuple[supervise.Stream, supervise.Stream]]:
         """Start the process, watch it to its end. Returns its exit status, the limit it broke, its output."""
         with contextlib.ExitStack() as stack:
-            job_fd = sealed(_framed(header) + source, stack)
+            job_fd = sealed(framed(header) + source, stack)
             told, tell = pipe(stack)
             process = self._spawn(job_fd, tell, sealed(stdin.encode("utf-8", "surrogatepass"), stack), self._environment(directory))
             with process:
@@ -367,7 +367,7 @@ class Report:
                 self.exit = int(line)
 
 
-def _framed(header: dict[str, Any]) -> bytes:
+def framed(header: dict[str, Any]) -> bytes:
     """The header as child.py reads it; version 2 of marshal is the same in every Python 3."""
     data = marshal.dumps(header, 2)
     return len(data).to_bytes(8, "little") + data
