@@ -137,8 +137,8 @@ class Pool(Generic[T]):
             self._retire(record, "broken")
             first = True
 
-    def give(self, item: T, broken: bool = False) -> None:
-        """Hand an item back. Raises EnvError for one that is not out."""
+    def give(self, item: T, broken: bool = False, *, worn: bool = False) -> None:
+        """Hand an item back, which ends it where it is `broken` or `worn`. Raises EnvError for one that is not out."""
         with self._lock:
             record = self._records.get(id(item))
             strange = record is None or record in self._idle or record.retired
@@ -149,7 +149,7 @@ class Pool(Generic[T]):
             record.uses += 1
         if broken or not self._lives(record):
             self._retire(record, "broken")
-        elif self._recycle is not None and record.uses >= self._recycle:
+        elif worn or (self._recycle is not None and record.uses >= self._recycle):
             self._retire(record, "recycled")
         else:
             with self._lock:
