@@ -80,5 +80,6 @@ def print_benchmark(benchmark: Benchmark, tasks: Sequence[Task], evaluation: Eva
     report = score_benchmark(benchmark, tasks, evaluation)
     console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=160)
     console.print(report.table())
+    console.print("\n".join(report.notes()))
     if out:
         write_atomic(Path(out) / "benchmark.json", json.dumps(report.to_json(), indent=1))

@@ -71,9 +71,12 @@ class Report:
         told = list(self.benchmark.notes)
         line = next((line for line in self.lines if line.name == name and not line.complete), None)
         if line is not None:
-            shown = [f"{category} ({what})" for category, what in line.missing.items()]
-            more = f" and {len(shown) - 6} more" if len(shown) > 6 else ""
-            told.append(f"No {name} score: it would need {', '.join(shown[:6])}{more}.")
+            needed = self.benchmark.categories(name)
+            partly = [f"{category} ({what})" for category, what in line.missing.items() if " of " in what]
+            told.append(
+                f"No {name} score: of its {len(needed)} categories {len(needed) - len(line.missing)} were run completely"
+                + (f", and in part {', '.join(partly)}." if partly else ".")
+            )
         if self.floor:
             told.append(
                 f"With what is missing counted as zero, as the benchmark's own program does, the sum is {100 * self.floor:.1f}%; "
@@ -96,14 +99,12 @@ class Report:
         return head + [f"pass^{k}" for k in range(1, ks + 1)], rows
 
     def table(self) -> Table:
-        """For `rich.print`."""
+        """For `rich.print`; what else must be said stands in `notes`."""
         from rich.box import SIMPLE_HEAD
         from rich.table import Table
 
         head, rows = self.cells()
-        table = Table(
-            title=self.title, caption="\n".join(self.notes()), caption_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=0
-        )
+        table = Table(title=self.title, header_style="bold", box=SIMPLE_HEAD, padding=0)
         for number, name in enumerate(head):
             table.add_column(name, justify="right" if number else "left", overflow="fold")
         groups = {line.name for line in self.lines if line.group}

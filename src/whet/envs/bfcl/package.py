@@ -106,6 +106,8 @@ def version() -> str:
 @functools.cache
 def size(category: str) -> int:
     """How many tasks the category has, as the package counts them."""
+    if category in SUPPORTED:
+        return len(entries(category))
     return len(_utils.load_dataset_entry(category, include_prereq=False, include_language_specific_hint=False))
 
 
@@ -169,8 +171,16 @@ def tools(functions: Sequence[Mapping[str, Any]]) -> tuple[Tool, ...]:
 
 
 def opening(entry: Entry, mode: str) -> list[dict[str, str]]:
-    """The messages of the first user turn; in the mode `prompting` with the package's system prompt, which holds the docs."""
+    """The messages of the first user turn; in the mode `prompting` with the package's system prompt, which holds the docs.
+
+    A few tasks of live_irrelevance begin with answers of an assistant's. Those are no turns of the policy's, so there the
+    conversation so far is told in one message of the user's.
+    """
     messages: list[dict[str, str]] = deepcopy(entry["question"][0])
+    if any(message["role"] == "assistant" for message in messages):
+        system = [message for message in messages if message["role"] == "system"]
+        told = "\n".join(f"{message['role']}: {message['content']}" for message in messages if message["role"] != "system")
+        messages = [*system, {"role": "user", "content": told}]
     if mode == "prompting":
         messages = _handler().system_prompt_pre_processing_chat_model(messages, entry["function"], entry["id"])
     return messages
