@@ -1,7 +1,7 @@
 """The other side of the process sandbox: confines the process it runs in, and only then reads what a model wrote.
 
 This file is run as a script by a bare Python (3.9 or later), so it imports nothing of whet, and as little as it can. Its
-argument is `JOB REPORT`, two file descriptors. JOB holds a header (by marshal, made by process.py), then the code. On REPORT
+arguments are `JOB REPORT SELF`, file descriptors; the last, of this file, has been read and taken off. JOB holds a header (by marshal, made by process.py), then the code. On REPORT
 goes `R` as soon as the restrictions are in force, and, where there is a process between this one and the caller, the exit
 status. What fails before `R` is the sandbox's fault, not the code's.
 """

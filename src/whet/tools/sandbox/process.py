@@ -28,8 +28,9 @@ from whet.errors import ConfigError
 from whet.tools.sandbox import landlock, supervise, syscalls
 from whet.tools.sandbox.base import Capabilities, Killer, Result, Sandbox, SandboxUnavailable, check_arguments, decode, write_files
 
-CHILD = Path(__file__).with_name("child.py").read_text()
-"""Handed to Python as text, so that the confined process needs no access to this package."""
+_CHILD = Path(__file__).with_name("child.py").read_bytes()
+"""Handed over by descriptor, so that the confined process needs no access to this package."""
+_START = "import os, sys; fd = int(sys.argv.pop()); text = os.read(fd, 1 << 20); os.close(fd); exec(compile(text, 'child.py', 'exec'))"
 PATH = "/usr/local/bin:/usr/bin:/bin"
 OPEN_FILES = 256
 RETURNED_BYTES, RETURNED_FILES = 16 << 20, 256
@@ -267,21 +268,23 @@ class ProcessSandbox(Sandbox):
             return exit_status, killer, (out, err)
 
     def _spawn(self, job_fd: int, report_fd: int, stdin_fd: int, environment: dict[str, str], *more: int) -> subprocess.Popen[bytes]:
-        command = [self._python.executable, "-S", "-s", "-B", "-c", CHILD, str(job_fd), str(report_fd)]
-        try:
-            return subprocess.Popen(
-                command,
-                stdin=stdin_fd,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                bufsize=0,
-                pass_fds=(job_fd, report_fd, *more),
-                env=environment,
-                cwd="/",
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise SandboxUnavailable(f"{self._python.executable} cannot be started: {error}") from error
+        with contextlib.ExitStack() as stack:
+            fds = (job_fd, report_fd, sealed(_CHILD, stack))
+            command = [self._python.executable, "-S", "-s", "-B", "-c", _START, *map(str, fds)]
+            try:
+                return subprocess.Popen(
+                    command,
+                    stdin=stdin_fd,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    bufsize=0,
+                    pass_fds=(*fds, *more),
+                    env=environment,
+                    cwd="/",
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise SandboxUnavailable(f"{self._python.executable} cannot be started: {error}") from error
 
 
 class _Process:

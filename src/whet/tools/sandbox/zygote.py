@@ -168,7 +168,9 @@ class _Zygote:
             if exit_status is None:
                 return None
             if not forked.ready and killer is None:
-                raise SandboxUnavailable(f"a forked process could not be confined: {bytes(streams[1].head[:500]).decode('utf-8', 'replace')}")
+                raise SandboxUnavailable(
+                    f"a forked process could not be confined: {bytes(streams[1].head[:500]).decode('utf-8', 'replace')}"
+                )
             return exit_status, killer, streams
 
     def close(self) -> None:
