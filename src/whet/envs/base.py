@@ -142,6 +142,10 @@ class Env:
         """
         return getattr(self, name)(**arguments)
 
+    def _deadline_of(self, name: str) -> float:
+        """Seconds before a call of a tool is given up that has to be waited for."""
+        return self.tool_timeout
+
     @property
     def rollout_id(self) -> str:
         """Id of this attempt at an episode, unlike any other: what servers of tools and of graders tell episodes apart by."""

@@ -165,7 +165,7 @@ class Caller:
 
     async def _wait(self, env: Env, running: _Running, result: Awaitable[object]) -> None:
         """Wait for a result, no longer than the environment's `tool_timeout`."""
-        limit = env.tool_timeout
+        limit = env._deadline_of(running.call.name)
         try:
             async with asyncio.timeout(limit) as deadline:
                 running.result = await result
