@@ -398,7 +398,7 @@ def test_an_evaluation_tells_its_environments_apart(tmp_path: Path) -> None:
     told = json.loads((tmp_path / "e.json").read_text())["parts"]
     assert told["word"]["success"]["mean"] == alone.success.mean
     assert alone.parts() == ()
-    with pytest.raises(ConfigError, match="no tasks of environment 'wrod'. Did you mean 'word'"):
+    with pytest.raises(ConfigError, match=r"no tasks of environment 'wrod'\. Did you mean 'word'"):
         e.part("wrod")
 
 

@@ -332,6 +332,9 @@ class _Attempt:
         action = Action(text=turn.content, tool_calls=turn.tool_calls)
         if inspect.iscoroutinefunction(env.step):
             step = await calls.wait(env.step(action), limit)
+        elif _only_waits(env, action):
+            found: Any = env.step(action)
+            step = await calls.wait(found, with_tools) if inspect.isawaitable(found) else found
         else:
             step = await calls.call(partial(env.step, action), limit, inline=env.inline, awaited=with_tools)
         self.setting.answered.add("step")
@@ -397,6 +400,17 @@ class _Attempt:
         if prefix is not None:
             tags["fork"] = {"episode": prefix.origin, "actions": prefix.actions}
         return tags
+
+
+def _only_waits(env: Env, action: Action) -> bool:
+    """Whether all that an action asks for is coroutine tools: then no code that could hold a thread up runs in `step`.
+
+    Such a step needs no thread, and decoding goes on while it is under way.
+    """
+    cls = type(env)
+    if not action.tool_calls or cls.step is not Env.step or cls.call_tool is not Env.call_tool:
+        return False
+    return all(inspect.iscoroutinefunction(getattr(cls, call.name, None)) for call in action.tool_calls)
 
 
 def _frames(error: Exception) -> str:
