@@ -28,7 +28,7 @@ except MissingExtra as error:
 import bfcl_reference as reference
 
 try:
-    open_sandbox("process").close()
+    open_sandbox("zygote").close()
     SANDBOX = ""
 except SandboxUnavailable as error:
     SANDBOX = str(error)
@@ -230,8 +230,7 @@ def test_the_same_verdict_as_the_package_on_some_conversations(category):
 @pytest.mark.slow
 @needs_sandbox
 @pytest.mark.parametrize("category", package.MULTI_TURN)
-def test_the_same_verdict_as_the_package_on_every_conversation(category, monkeypatch):
-    monkeypatch.setattr(execution, "TIMEOUT", 300.0)
+def test_the_same_verdict_as_the_package_on_every_conversation(category):
     ids = list(package.entries(category))
     counted = sum((compare_conversations(category, ids[i : i + 20]) for i in range(0, len(ids), 20)), collections.Counter())
     assert counted["gold", True] == 200
@@ -370,10 +369,9 @@ def test_code_in_names_and_arguments_is_never_run():
 
 
 @needs_sandbox
-def test_arithmetic_in_text_is_evaluated_in_the_sandbox_alone(monkeypatch):
-    monkeypatch.setattr(execution, "TIMEOUT", 2.0)
+def test_arithmetic_in_text_is_evaluated_in_the_sandbox_alone():
     assert execution.evaluate("3 * 12") == 36
-    for hopeless in ("1 / 0", "__import__('os') + 1", "open('/etc/passwd').read() + ''", "9 ** 9 ** 9 ** 9"):
+    for hopeless in ("1 / 0", "__import__('os') + 1", "open('/etc/passwd').read() + ''"):
         with pytest.raises(ValueError, match="has no value"):
             execution.evaluate(hopeless)
     env, _ = begin("simple_python", 1, mode="prompting")
@@ -381,12 +379,24 @@ def test_arithmetic_in_text_is_evaluated_in_the_sandbox_alone(monkeypatch):
 
 
 @needs_sandbox
-def test_calls_that_would_never_end_fail_the_conversation(monkeypatch):
+def test_calls_that_would_never_end_fail_the_conversation():
     number = next(i for i, e in enumerate(package.entries("multi_turn_base").values()) if "MathAPI" in e["involved_classes"])
-    monkeypatch.setattr(execution, "TIMEOUT", 2.0)
     env, _ = begin("multi_turn_base", number)
     step = answer(env, called("power", base=9, exponent=9**20))
     assert (step.terminated, step.success, step.info["reason"]) == (True, False, "multi_turn:limits")
+    assert "(cpu)" in step.info["error"]
+
+
+@needs_sandbox
+def test_a_sandbox_that_fails_is_no_verdict(monkeypatch):
+    """What the machine does wrong must never count against the model."""
+    monkeypatch.setattr(execution, "TIMEOUT", 0.001)
+    env, _ = begin("multi_turn_base")
+    with pytest.raises(EnvError, match="overloaded"):
+        answer(env, called("pwd"))
+    env, _ = begin("simple_python", 1, mode="prompting")
+    with pytest.raises(EnvError, match="overloaded"):
+        answer(env, Action(text="[math.factorial(number=2 + 3)]"))
 
 
 # -- the contract, and the benchmark's sums -----------------------------------------------------------------------------------------

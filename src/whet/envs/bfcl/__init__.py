@@ -50,6 +50,8 @@ class BFCL(Env):
 
     max_turns = LONGEST * (package.STEP_LIMIT + 2)
     max_tokens = 4096
+    step_timeout = 600.0
+    max_concurrent = 64
     splits: ClassVar[tuple[Split, ...]] = ("test",)
 
     def __init__(self, category: str = "simple_python", *, mode: Literal["fc", "prompting"] = "fc") -> None:
@@ -181,7 +183,9 @@ class BFCL(Env):
         """The benchmark's gold answer; any call where only relevance is asked for, which has none."""
         if self._conversation:
             due = self._gold[self._turn] if not self._steps[self._turn] else []
-            return self._said(gold.conversation_turn(self._functions, due)) if due else Action(text="Done.")
+            later = (function for missed in self._shown.get("missed_function", {}).values() for function in missed)
+            docs = [*self._shown["function"], *later]  # one gold conversation calls a function before it is offered
+            return self._said(gold.conversation_turn(docs, due)) if due else Action(text="Done.")
         if self._category == "live_relevance":
             return self._any_call(random.Random(0))
         if "irrelevance" in self._category:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import json
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from whet.errors import EnvError
 from whet.tools.sandbox import Sandbox, open_sandbox
 
 WORKER = Path(__file__).with_name("worker.py").read_text()
-TIMEOUT = 20.0
-"""Seconds of wall-clock time for one visit to the sandbox, whose work takes milliseconds."""
+TIMEOUT = 120.0
+"""Seconds of wall-clock time for one visit to the sandbox. Only a machine that is overloaded comes near it; calls that compute
+too much run into the worker's own limit, of processor time, long before."""
 MEMORY = 1 << 30
 """Bytes."""
 
@@ -23,12 +25,30 @@ Turns = Sequence[Sequence[Sequence[str]]]
 
 
 class TooMuch(Exception):
-    """A model's calls ran into the sandbox's limits, which the message names."""
+    """A model's calls took more processor time or memory than there is for them; the message says which."""
+
+
+_PACKAGE = "bfcl_eval.eval_checker.multi_turn_eval"
+_SIMULATORS = (
+    "gorilla_file_system",
+    "math_api",
+    "message_api",
+    "posting_api",
+    "ticket_api",
+    "trading_bot",
+    "travel_booking",
+    "vehicle_control",
+)
+PRELOAD = (
+    *("ast", "contextlib", "importlib", "inspect", "json"),
+    *(f"{_PACKAGE}.{name}" for name in ("multi_turn_utils", "multi_turn_checker", *(f"func_source_code.{name}" for name in _SIMULATORS))),
+)
+"""What the sandbox has imported before a visit: each is then a fork of a process that has not yet seen any conversation."""
 
 
 @functools.cache
 def _sandbox() -> Sandbox:
-    return open_sandbox("process", packages=("bfcl-eval", "mpmath"))
+    return open_sandbox("zygote", packages=("bfcl-eval", "mpmath"), preload=PRELOAD)
 
 
 def visit(requests: Sequence[Mapping[str, Any]]) -> list[Any]:
@@ -43,8 +63,13 @@ def visit(requests: Sequence[Mapping[str, Any]]) -> list[Any]:
         memory=MEMORY,
         output=64 << 20,
     )
+    limit = "cpu" if result.exit == -signal.SIGPROF else result.killed_by
+    if limit in ("cpu", "memory", "output"):
+        raise TooMuch(f"the calls were stopped at the sandbox's limit ({limit})")
     if result.killed_by is not None:
-        raise TooMuch(f"the calls were stopped at the sandbox's limit ({result.killed_by})")
+        raise EnvError(
+            f"BFCL's worker was stopped in the sandbox ({result.killed_by}) after {result.seconds:.0f} s; is the machine overloaded?"
+        )
     try:
         answers: list[Any] = json.loads(result.stdout)
     except ValueError:
@@ -81,6 +106,9 @@ def evaluate(expression: str) -> Any:
     """
     try:
         answer = visit([{"want": "evaluate", "expression": expression}])[0]
-        return ast.literal_eval(answer["value"])
-    except (TooMuch, KeyError, SyntaxError) as error:
-        raise ValueError(f"{expression[:80]!r} has no value: {error}") from error
+        if "value" in answer:
+            return ast.literal_eval(answer["value"])
+        problem = answer["error"]
+    except (TooMuch, SyntaxError) as error:
+        problem = str(error)
+    raise ValueError(f"{expression[:80]!r} has no value: {problem}")
