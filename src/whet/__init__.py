@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from whet.agents import Agent
     from whet.envs import Env, EnvFactory, check_env, load_env
-    from whet.envs.base import Action, Step
+    from whet.envs.base import Action, Step, ToolError
     from whet.evals import compare, evaluate
     from whet.policies import load_policy
     from whet.policies.base import Sampling
@@ -38,6 +38,7 @@ _HOME = {
     "Sampling": "policies.base",
     "Step": "envs.base",
     "Task": "types",
+    "ToolError": "envs.base",
     "Turn": "types",
     "check_env": "envs",
     "compare": "evals",
@@ -58,6 +59,7 @@ __all__ = [
     "Sampling",
     "Step",
     "Task",
+    "ToolError",
     "Turn",
     "check_env",
     "compare",

@@ -7,6 +7,8 @@ WhetError
 ├── CannotReplay (TypeError)        a step-level method on an environment that cannot replay
 ├── CheckpointError (OSError)       a model or run directory that is incomplete or damaged
 ├── EnvError (RuntimeError)         an environment that broke its contract, raised or hung
+├── ToolError (RuntimeError)        what a tool tells the model instead of a result: an observation, no failure of the episode
+│   └── ToolTimeout                 the tool gave up waiting
 ├── PolicyError (RuntimeError)      a policy that could not answer
 │   ├── ContextFull                 the conversation leaves no room to sample: the episode is truncated
 │   └── PolicyUnavailable           a passing fault (endpoint down, overloaded): worth another try
@@ -45,6 +47,22 @@ class CheckpointError(WhetError, OSError):
 
 class EnvError(WhetError, RuntimeError):
     """An environment broke its contract, raised, or did not answer before its deadline."""
+
+
+class ToolError(WhetError, RuntimeError):
+    """Raised by a tool to tell the model what went wrong: its message becomes the observation `error: ...`.
+
+    Anything else that a tool raises is a failure of infrastructure: the episode is tried again, then dropped.
+    """
+
+    outcome = "tool_error"
+    """The class under which the call is counted (see `Env.tool_outcomes`)."""
+
+
+class ToolTimeout(ToolError):
+    """A tool did not answer before its deadline; the model is told."""
+
+    outcome = "timeout"
 
 
 class PolicyError(WhetError, RuntimeError):

@@ -18,20 +18,22 @@ An environment without tools overrides `step` and reads `action.text`.
 
 from __future__ import annotations
 
-import asyncio
+import functools
 import inspect
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from whet.errors import ConfigError, EnvError, did_you_mean
+from whet.envs.calling import FAILED, caller_of
+from whet.errors import ConfigError, EnvError, ToolError, ToolTimeout, did_you_mean
 from whet.seeding import derive_seed
-from whet.tools.function import Tool, describe, is_tool, to_text
+from whet.tools.function import Tool, describe, is_tool
+from whet.tools.output import MAX_OUTPUT
+from whet.tools.schema import Style
 from whet.types import SPLITS, Split, Task, ToolCall, Turn
 
-FAILED = "error: "
-"""How the observation of a tool call that failed begins."""
+__all__ = ["FAILED", "Action", "Env", "EnvFactory", "Step", "ToolError", "ToolTimeout"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,6 +85,12 @@ class Env:
     """Seconds that `step` may take; then the episode has failed."""
     tool_timeout: ClassVar[float] = 30.0
     """Seconds before a coroutine tool is given up; the model sees the failure as an observation."""
+    max_output: ClassVar[int] = MAX_OUTPUT
+    """Characters of a tool's result that the model is shown; what is longer loses its middle, and says so."""
+    tool_schema: ClassVar[Style] = "plain"
+    """How arguments are described: `plain`, `flat` (no references; for small models) or `strict` (OpenAI's strict mode)."""
+    max_concurrent: ClassVar[int | None] = None
+    """Episodes of this class that a rollout may have under way at once, where each holds something scarce; None for no limit."""
 
     _reward: float | None = None
     _success: bool | None = None
@@ -120,43 +128,28 @@ class Env:
         if not action.tool_calls:
             names = ", ".join(t.name for t in self.tools)
             return Step(observation=f"No tool call found. Call one of: {names}.")
-        if any(inspect.iscoroutinefunction(getattr(self, call.name, None)) for call in action.tool_calls):
-            return self._step_async(action)
-        turns = []
-        for call in action.tool_calls:
-            bound = self._bind(call)
-            turns.append(_tool_turn(call, bound if isinstance(bound, str) else bound()))
-            if self._reward is not None:
-                break
-        return self._outcome(tuple(turns))
+        turns = caller_of(self).run(self, action.tool_calls)
+        return self._step_async(turns) if inspect.isawaitable(turns) else self._outcome(turns)
 
-    async def _step_async(self, action: Action) -> Step:
-        turns = []
-        for call in action.tool_calls:
-            bound = self._bind(call)
-            result: object = bound if isinstance(bound, str) else bound()
-            if inspect.isawaitable(result):
-                try:
-                    result = await asyncio.wait_for(result, self.tool_timeout)
-                except TimeoutError:
-                    result = f"{FAILED}{call.name} did not answer within {self.tool_timeout:g} s"
-            turns.append(_tool_turn(call, result))
-            if self._reward is not None:
-                break
-        return self._outcome(tuple(turns))
+    async def _step_async(self, turns: Awaitable[tuple[Turn, ...]]) -> Step:
+        return self._outcome(await turns)
 
-    def _bind(self, call: ToolCall) -> Callable[[], object] | str:
-        """The call ready to run, or the text of what is wrong with it."""
-        if call.error:
-            return f"{FAILED}{call.error}"
-        known = {t.name: t for t in self.tools}
-        if call.name not in known:
-            return f"{FAILED}unknown tool {call.name!r}. {did_you_mean(call.name, known)}"
-        try:
-            arguments = known[call.name].check(call.arguments)
-        except ValueError as error:
-            return f"{FAILED}{error}"
-        return lambda: getattr(self, call.name)(**arguments)
+    def call_tool(self, name: str, arguments: dict[str, Any]) -> object | Awaitable[object]:
+        """What a tool gives, or an awaitable of it. Override it together with `tools` where tools are not methods.
+
+        The arguments are checked already. A ToolError tells the model what went wrong; anything else that is raised is a
+        failure of infrastructure, for which the episode is tried again.
+        """
+        return getattr(self, name)(**arguments)
+
+    def _deadline_of(self, name: str) -> float:
+        """Seconds before a call of a tool is given up that has to be waited for."""
+        return self.tool_timeout
+
+    @property
+    def rollout_id(self) -> str:
+        """Id of this attempt at an episode, unlike any other: what servers of tools and of graders tell episodes apart by."""
+        return caller_of(self).rollout
 
     def _outcome(self, turns: tuple[Turn, ...]) -> Step:
         self._over = self._reward is not None
@@ -169,9 +162,14 @@ class Env:
         return text
 
     @property
+    def _finished(self) -> tuple[float, bool] | None:
+        """Reward and success of a step in which a tool has called `finish`."""
+        return None if self._reward is None else (self._reward, bool(self._success))
+
+    @property
     def tools(self) -> tuple[Tool, ...]:
-        """The tools of this environment, in the order of their definition."""
-        return _tools_of(type(self))
+        """The tools of this environment, in the order of their definition, described as `tool_schema` says."""
+        return _tools_of(type(self), self.tool_schema)
 
     def expert(self, rng: random.Random) -> Action | None:
         """The expert's next action in the present state, if the environment has an expert that looks inside it."""
@@ -189,22 +187,18 @@ class Env:
         """Let go of what the episode held; called once, whatever happened."""
 
 
-_TOOLS: dict[type, tuple[Tool, ...]] = {}
+_TOOLS: dict[tuple[type, Style], tuple[Tool, ...]] = {}
 
 
-def _tools_of(cls: type[Env]) -> tuple[Tool, ...]:
-    if cls not in _TOOLS:
+def _tools_of(cls: type[Env], style: Style) -> tuple[Tool, ...]:
+    if (cls, style) not in _TOOLS:
         found: dict[str, Tool] = {}
         for owner in reversed(cls.__mro__):
             for name, value in vars(owner).items():
                 if is_tool(value):
-                    found[name] = describe(value)
-        _TOOLS[cls] = tuple(found.values())
-    return _TOOLS[cls]
-
-
-def _tool_turn(call: ToolCall, result: object) -> Turn:
-    return Turn(role="tool", name=call.name, call_id=call.id, content=to_text(result))
+                    found[name] = describe(value).styled(style)
+        _TOOLS[cls, style] = tuple(found.values())
+    return _TOOLS[cls, style]
 
 
 @dataclass(frozen=True)
@@ -232,9 +226,23 @@ class EnvFactory:
         return self.cls.name
 
     @property
+    def envs(self) -> tuple[str, ...]:
+        """What `Task.env` may be in its tasks: its own name, or those of a mixture's parts."""
+        return (self.name,)
+
+    def of(self, task: Task) -> EnvFactory:
+        """The factory of the environment that plays this task: itself, or a part of a mixture."""
+        return self
+
+    @functools.cached_property
     def tools(self) -> tuple[Tool, ...]:
         """The tools that a policy is told about in this environment with these options."""
-        return self().tools
+        env = self()
+        try:
+            return env.tools
+        finally:
+            if not inspect.iscoroutinefunction(env.close):
+                env.close()
 
     def tasks(self, split: Split, n: int, start: int = 0) -> tuple[Task, ...]:
         """As `Env.tasks`, checked. Raises ConfigError for an unknown split, EnvError for tasks of another one."""

@@ -161,8 +161,8 @@ def _tasks(bench: Bench) -> Iterator[Finding]:
         for task in tasks:
             if not isinstance(task, Task):
                 raise Found(f"tasks({split!r}, {bench.n}) holds a {type(task).__name__}", "Return a list of whet.Task.")
-            if task.split != split or task.env != bench.factory.name:
-                fix = f"Set split={split!r} and env=self.name ({bench.factory.name!r})."
+            if task.split != split or task.env not in bench.factory.envs:
+                fix = f"Set split={split!r} and env=self.name ({' or '.join(map(repr, bench.factory.envs))})."
                 raise Found(f"task {task.id!r} has split {task.split!r} and env {task.env!r}", fix)
             if (data := through_json(task.data)) != dict(task.data):
                 fix = "Keep only strings, numbers, booleans, None, lists and dicts with string keys in it."
@@ -180,7 +180,7 @@ def _shared(tasks: list[Task]) -> Iterator[Finding]:
     """Tasks that are the same by id, or by seed and data; the first pair of each kind."""
     kinds: tuple[tuple[str, Callable[[Task], str]], ...] = (
         ("the id {0.id!r}", lambda task: task.id),
-        ("the seed {0.seed} and their data", lambda task: json.dumps([task.seed, task.data], sort_keys=True, default=dict)),
+        ("the seed {0.seed} and their data", lambda task: json.dumps([task.env, task.seed, task.data], sort_keys=True, default=dict)),
     )
     for what, key in kinds:
         first: dict[str, Task] = {}

@@ -6,9 +6,11 @@
     path/to/file.py:MyEnv:size=3         with options
     package.module:MyEnv                 a class of an installed module
     gymnasium:FrozenLake-v1,map_name=8x8 a gymnasium environment, by its id
+    bfcl:simple_python                   a benchmark, by the category
+    search:hops=1-2 + 2*babyai           several at once, with weights (see whet.envs.mixture)
 
 A class may be an `Env`, a `gymnasium.Env`, or a function that makes one of the latter. Options are read by the
-annotations of the class's `__init__`.
+annotations of the class's `__init__`; one that stands alone before a `*` there may come first, without its name.
 """
 
 from __future__ import annotations
@@ -34,9 +36,24 @@ from whet.envs.base import Env, EnvFactory
 from whet.errors import ConfigError, MissingExtra, did_you_mean
 
 _BUNDLED = {
-    "search": "whet.envs.search:Search",
     "babyai": "whet.envs.babyai:BabyAI",
+    "bfcl": "whet.envs.bfcl:BFCL",
+    "documents": "whet.envs.documents:Documents",
     "gymnasium": "whet.envs.gymnasium:GymEnv",
+    "mcp": "whet.envs.mcp:MCP",
+    "miniwob": "whet.envs.miniwob:MiniWoB",
+    "mix": "whet.envs.mixture:Mixture",
+    "openenv": "whet.envs.openenv:OpenEnv",
+    "python": "whet.envs.python:Python",
+    "reasoning_gym": "whet.envs.reasoning_gym:ReasoningGym",
+    "scienceworld": "whet.envs.scienceworld:ScienceWorld",
+    "search": "whet.envs.search:Search",
+    "sql": "whet.envs.sql:SQL",
+    "tau2": "whet.envs.tau2:Tau2",
+    "textcraft": "whet.envs.textcraft:TextCraft",
+    "textworld": "whet.envs.textworld:TextWorld",
+    "textworldexpress": "whet.envs.textworldexpress:TextWorldExpress",
+    "verifiers": "whet.envs.verifiers:Verifiers",
 }
 _FILE = re.compile(r"(?P<path>.*?\.py)(?::(?P<name>[^:=,]*))?(?::(?P<options>.*))?", re.DOTALL)
 _MODULE = re.compile(r"(?P<path>\w+(?:\.\w+)*):(?P<name>[A-Za-z_]\w*)(?::(?P<options>.*))?", re.DOTALL)
@@ -84,12 +101,13 @@ def load_env(spec: str) -> EnvFactory:
     where the file cannot be imported; MissingExtra where a bundled environment needs a package that is not installed.
     """
     head, _, rest = spec.partition(":")
+    if head == "mix" or " + " in spec:
+        from whet.envs.mixture import Mixture
+
+        return Mixture.parse(rest if head == "mix" else spec)
     if head in _BUNDLED:
-        if head == "gymnasium":
-            id, _, rest = rest.partition(",")
-            if not id:
-                raise ConfigError("the environment 'gymnasium' needs an id, such as gymnasium:FrozenLake-v1")
-            return _factory(_bundled(head), rest, spec, {"env": id})
+        if head == "gymnasium" and not rest.partition(",")[0]:
+            raise ConfigError("the environment 'gymnasium' needs an id, such as gymnasium:FrozenLake-v1")
         return _factory(_bundled(head), rest, spec)
     if match := _FILE.fullmatch(spec):
         module = _load_file(match["path"])
@@ -109,15 +127,36 @@ def _bundled(name: str) -> type[Env]:
     return cls
 
 
-def _factory(target: Any, text: str, spec: str, given: Mapping[str, Any] | None = None) -> EnvFactory:
+def _factory(target: Any, text: str, spec: str) -> EnvFactory:
     """A factory of `target`, an `Env` class or what makes a gymnasium environment, with the options in `text`."""
     if inspect.isclass(target) and issubclass(target, Env):
-        return EnvFactory(target, {**(given or {}), **_options(target, text, spec)}, spec=spec)
+        given, text = _leading(target, text, spec)
+        return EnvFactory(target, {**given, **_options(target, text, spec, given)}, spec=spec)
     adapter = _bundled("gymnasium")
     return EnvFactory(adapter, {"env": target, **_options(target, text, spec, also=adapter)}, spec=spec)
 
 
-def _options(target: Callable[..., Any], text: str, spec: str, also: type[Env] | None = None) -> dict[str, Any]:
+def _leading(target: type[Env], text: str, spec: str) -> tuple[dict[str, Any], str]:
+    """The option that comes first and needs no name, as in `gymnasium:FrozenLake-v1,map_name=8x8`, and the text behind it.
+
+    It is the one before the star, where `__init__` has only one: `def __init__(self, env, *, map_name="4x4")`.
+    """
+    accepted, hints, _ = _arguments(target)
+    leading = [p for p in accepted.values() if p.kind is not p.KEYWORD_ONLY]
+    if len(leading) != 1:
+        return {}, text
+    key = leading[0].name
+    first, _, rest = text.partition(",")
+    if first.strip() and not re.match(r"\s*[A-Za-z_]\w*\s*=", first):
+        return {key: _value(hints[key], first.strip(), key) if key in hints else first.strip()}, rest
+    if leading[0].default is leading[0].empty and not re.search(rf"(^|,)\s*{key}\s*=", text):
+        raise ConfigError(f"{spec!r} does not say which {key}; expected it first, as in {spec.partition(':')[0]}:{key.upper()}")
+    return {}, text
+
+
+def _options(
+    target: Callable[..., Any], text: str, spec: str, given: Mapping[str, Any] | None = None, *, also: type[Env] | None = None
+) -> dict[str, Any]:
     """`a=1,b=x` by the annotations of `target`'s arguments. Commas inside a value are kept unless a `key=` follows."""
     accepted, hints, open_ended = _arguments(target)
     if also is not None:
@@ -129,7 +168,7 @@ def _options(target: Callable[..., Any], text: str, spec: str, also: type[Env] |
             raise ConfigError(f"{part!r} in {spec!r} is no option; expected key=value, with commas between options")
         if key not in accepted and not open_ended:
             raise ConfigError(f"{spec!r}: the environment has no option {key!r}. {did_you_mean(key, accepted)}")
-        if key in options:
+        if key in options or key in (given or {}):
             raise ConfigError(f"option {key!r} stands twice in {spec!r}")
         options[key] = _value(hints[key], value, key) if key in hints else _literal(value)
     return options

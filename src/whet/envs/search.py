@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from whet.envs.base import FAILED, Action, Env, Step
+from whet.envs.base import Action, Env, Step, ToolError
 from whet.errors import ConfigError
 from whet.seeding import derive_seed
 from whet.tools.function import Tool, tool
@@ -126,7 +126,7 @@ class Search(Env):
         try:
             self._calculated = str(_calculate(expression))
         except (ValueError, SyntaxError) as error:
-            return f"{FAILED}{error}"
+            raise ToolError(str(error)) from None
         return self._calculated
 
     @tool

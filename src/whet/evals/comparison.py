@@ -29,6 +29,8 @@ class Row:
     """One recipe in the table."""
 
     recipe: str
+    part: str = ""
+    """The environment that the row is about, of several in the evaluation; empty for the row about all of them."""
     success: Score
     reward: Score
     seeds: tuple[float, ...]
@@ -67,7 +69,23 @@ class Comparison:
 
     @cached_property
     def rows(self) -> tuple[Row, ...]:
-        return tuple(self._row(recipe) for recipe in self.evaluations)
+        """A row for each recipe, followed by one for each environment where the tasks are of several."""
+        return tuple(row for recipe in self.evaluations for row in (self._row(recipe), *self._part_rows(recipe)))
+
+    def part(self, env: str) -> Comparison:
+        """The comparison on the tasks of one environment alone. Raises ConfigError where there are none."""
+        found = {recipe: tuple(e.part(env) for e in evaluations) for recipe, evaluations in self.evaluations.items()}
+        return Comparison(evaluations=found, baselines=self.baselines, level=self.level)
+
+    def _part_rows(self, recipe: str) -> list[Row]:
+        """Rows of the environments; none for one all of whose episodes failed, which the warnings say."""
+        return [dataclasses.replace(self.part(env)._row(recipe), part=env) for env in self._parts() if env not in self._lost(recipe)]
+
+    def _parts(self) -> tuple[str, ...]:
+        return next(iter(self.evaluations.values()))[0].parts()
+
+    def _lost(self, recipe: str) -> list[str]:
+        return [env for env in self._parts() if not any(any(e.part(env).rewards) for e in self.evaluations[recipe])]
 
     def matrix(self, recipe: str, metric: Metric = "success") -> np.ndarray:
         """Mean over attempts by task and seed, float64 [tasks, seeds]; NaN where all attempts failed."""
@@ -121,7 +139,7 @@ class Comparison:
     def cells(self) -> tuple[list[str], list[list[str]]]:
         """Headings, and the rows of the table as text, without empty columns. Differences are in points of success."""
         columns = {
-            "recipe": [row.recipe + " (scripted)" * row.scripted + " !" * bool(row.warning) for row in self.rows],
+            "recipe": [_label(row) for row in self.rows],
             f"success [{self.level:.0%}]": [_points(row.success) for row in self.rows],
             "seeds": [f"{100 * min(row.seeds):.0f}–{max(row.seeds):.0%}" if len(row.seeds) > 1 else "" for row in self.rows],
             "difference": [_points(row.difference, "+") if row.difference else "" for row in self.rows],
@@ -139,7 +157,7 @@ class Comparison:
         """What a reader must know about the columns that the table has."""
         head = self.cells()[0]
         parts = {
-            "recipe": "Intervals are clustered by task.",
+            "recipe": "Intervals are clustered by task." + " Rows with a dot are about one environment." * bool(self._parts()),
             "seeds": "'seeds' is the range over training seeds.",
             "difference": "Differences are paired by task and seed.",
             "episodes": "Costs are what making one agent took, with the stages before it.",
@@ -148,7 +166,9 @@ class Comparison:
         return " ".join(text for name, text in parts.items() if name in head)
 
     def warnings(self) -> list[str]:
-        return [f"{row.recipe}: {row.warning}" for row in self.rows if row.warning] + list(self.notes)
+        warned = [f"{row.recipe}{f' in {row.part}' if row.part else ''}: {row.warning}" for row in self.rows if row.warning]
+        lost = [f"{recipe} in {env}: every episode failed" for recipe in self.evaluations for env in self._lost(recipe)]
+        return warned + lost + list(self.notes)
 
     def table(self, width: int | None = None) -> Table:
         """For `rich.print`. Where `width` characters are too few, columns are left out, the least important first."""
@@ -253,6 +273,11 @@ def _row_means(matrix: np.ndarray) -> np.ndarray:
     total = np.where(counted, matrix, 0).sum(1)
     means: np.ndarray = np.divide(total, counted.sum(1), out=np.full(len(matrix), np.nan), where=counted.any(1))
     return means
+
+
+def _label(row: Row) -> str:
+    """How a row begins: with the recipe, or with a dot and the environment."""
+    return (f"· {row.part}" if row.part else row.recipe + " (scripted)" * row.scripted) + " !" * bool(row.warning)
 
 
 def _points(value: Score | Difference, sign: str = "") -> str:

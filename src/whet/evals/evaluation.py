@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from whet.errors import CheckpointError, ConfigError
+from whet.errors import CheckpointError, ConfigError, did_you_mean
 from whet.evals.statistics import mean_interval, proportion_interval
 from whet.types import Cost, Episode, Score, Split, Task
 
@@ -50,6 +50,8 @@ class Evaluation:
     """Failed attempts by reason."""
     cost: Cost = field(default_factory=Cost)
     """Of the evaluation itself, with its wall-clock seconds."""
+    envs: tuple[str, ...] = ()
+    """Of each task its environment, where they are of several; empty otherwise."""
 
     @property
     def scripted(self) -> bool:
@@ -80,6 +82,27 @@ class Evaluation:
         values = self.successes if metric == "success" else self.rewards
         return np.array([np.mean(v) if v else np.nan for v in values], float)
 
+    def parts(self) -> tuple[str, ...]:
+        """The environments that the tasks are of, where there are several."""
+        return tuple(dict.fromkeys(self.envs))
+
+    def part(self, env: str) -> Evaluation:
+        """What the evaluation says about the tasks of one environment; its cost, and why attempts failed, are not told apart."""
+        kept = [i for i, name in enumerate(self.envs) if name == env]
+        if not kept:
+            raise ConfigError(f"the evaluation has no tasks of environment {env!r}. {did_you_mean(env, self.parts())}")
+        failed = sum(self.repeats - len(self.rewards[i]) for i in kept)
+        return dataclasses.replace(
+            self,
+            env=env,
+            tasks=tuple(self.tasks[i] for i in kept),
+            rewards=tuple(self.rewards[i] for i in kept),
+            successes=tuple(self.successes[i] for i in kept),
+            errors={"failed": failed} if failed else {},
+            cost=Cost(),
+            envs=(),
+        )
+
     def score(self, metric: Metric, level: float = 0.95) -> Score:
         """The mean over tasks, with its interval."""
         return score(self.per_task(metric), metric, level=level, seeds=1, cost=self.cost)
@@ -94,7 +117,15 @@ class Evaluation:
             "n_errors": self.n_errors,
             "n_episodes": self.n_episodes,
         }
-        return record | {"success": dataclasses.asdict(self.success), "reward": dataclasses.asdict(self.reward)}
+        return record | self._scores() | {"parts": {env: self._part_to_json(env) for env in self.parts()}}
+
+    def _scores(self) -> dict[str, Any]:
+        return {"success": dataclasses.asdict(self.success), "reward": dataclasses.asdict(self.reward)}
+
+    def _part_to_json(self, env: str) -> dict[str, Any]:
+        """The scores of one environment; without them where all of its episodes failed."""
+        part = self.part(env)
+        return {"n_errors": part.n_errors, "n_episodes": part.n_episodes, **(part._scores() if any(part.rewards) else {})}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Evaluation:
@@ -102,7 +133,7 @@ class Evaluation:
         if record.get("format") != FORMAT:
             raise CheckpointError(f"an evaluation has format {record.get('format')!r}, expected {FORMAT}")
         kept = {f.name: record[f.name] for f in dataclasses.fields(cls) if f.name in record}
-        kept |= {"cost": Cost(**record["cost"]), "tasks": tuple(record["tasks"])}
+        kept |= {"cost": Cost(**record["cost"]), "tasks": tuple(record["tasks"]), "envs": tuple(record.get("envs", ()))}
         return cls(**kept | {key: tuple(map(tuple, record[key])) for key in ("rewards", "successes")})
 
     def save(self, path: str | Path) -> None:
@@ -176,6 +207,7 @@ def _summary(
     seconds: float,
 ) -> Evaluation:
     by_task: dict[str, list[Episode]] = {task.id: [] for task in tasks}
+    envs = tuple(task.env for task in tasks)
     if len(by_task) != len(tasks):
         raise ConfigError(f"{len(tasks) - len(by_task)} tasks share an id with another one; evaluate needs ids that differ")
     for episode in episodes:
@@ -195,4 +227,5 @@ def _summary(
         successes=tuple(tuple(e.success for e in done if e.ok) for done in by_task.values()),
         errors=dict(errors),
         cost=dataclasses.replace(cost, seconds=seconds),
+        envs=envs if len(set(envs)) > 1 else (),
     )

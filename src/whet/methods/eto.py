@@ -17,7 +17,7 @@ from whet.agents import Agent
 from whet.config import at_least
 from whet.data import batches, to_pair
 from whet.envs.base import EnvFactory
-from whet.rollout import rollout_groups
+from whet.rollout import rollout_groups, success_rates
 from whet.types import Data
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def eto(agent: Agent[Any], data: Data, *, env: EnvFactory, run: Run, cfg: ETOCon
         for expert, group in zip(data.experts, groups, strict=True):
             for own in (episode for episode in group.episodes if episode.ok):
                 better, worse = (expert, own) if expert.reward >= own.reward else (own, expert)
-                pair = to_pair(better, worse, reference, max_extra_turns=cfg.max_extra_turns, tools=env.tools)
+                pair = to_pair(better, worse, reference, max_extra_turns=cfg.max_extra_turns, tools=env.of(own.task).tools)
                 pairs += [pair] if pair else []
         pairs = learn.with_reference(pairs, reference)
 
@@ -75,6 +75,5 @@ def eto(agent: Agent[Any], data: Data, *, env: EnvFactory, run: Run, cfg: ETOCon
         beta = cfg.beta[min(iteration, len(cfg.beta) - 1)]
         shuffled = batches(pairs, cfg.batch_size, epochs=cfg.epochs, seed=run.seed("optimise", iteration))
         metrics = learn.optimise(learner, shuffled, learn.dpo(beta=beta, nll=cfg.nll))
-        outcomes = [own.success for group in groups for own in group.episodes if own.ok]
-        run.log(iteration, success=sum(outcomes) / max(1, len(outcomes)), pairs=len(pairs), **metrics)
+        run.log(iteration, **success_rates(groups), pairs=len(pairs), **metrics)
     return agent.replace(policy=learner.sample())

@@ -22,7 +22,7 @@ from whet.config import at_least
 from whet.data import batches, to_examples
 from whet.envs.base import EnvFactory
 from whet.rewards import Grader, environment, tool_failures
-from whet.rollout import rollout_groups
+from whet.rollout import rollout_groups, success_rates
 from whet.types import Data
 
 if TYPE_CHECKING:
@@ -85,6 +85,5 @@ def grpo(
         # Optimise.
         metrics = learn.optimise(learner, [rows] * cfg.inner_steps, loss)
         done = [e for group in groups for e in group.episodes if e.ok]
-        watched = {"success": fmean(e.success for e in done), "tool_failures": fmean(map(tool_failures, done))}
-        run.log(step, reward=fmean(rewards), **watched, **metrics)
+        run.log(step, reward=fmean(rewards), **success_rates(done), tool_failures=fmean(map(tool_failures, done)), **metrics)
     return agent.replace(policy=learner.sample())

@@ -20,7 +20,7 @@ from whet.agents import Agent
 from whet.config import at_least
 from whet.envs.base import EnvFactory
 from whet.policies.base import Policy, Sampling
-from whet.rollout import ask, rollout
+from whet.rollout import ask, means, rollout
 from whet.runs import JsonState
 from whet.types import Data, Episode, Turn
 
@@ -84,7 +84,8 @@ def reflexion(
             if note:
                 state["memory"][episode.task.id] = [*state["memory"].get(episode.task.id, []), note][-cfg.memory :]
         scripted_by = getattr(reflect, "actor", None) if isinstance(reflect, Policy) else getattr(reflect, "__name__", "function")
-        run.log(trial, success=len(state["solved"]) / len(data.train), attempted=len(open_tasks), reflections=sum(map(bool, notes)))
+        solved = means("success", ((task.env, task.id in state["solved"]) for task in data.train))
+        run.log(trial, **solved, attempted=len(open_tasks), reflections=sum(map(bool, notes)))
         run.event("reflector", trial=trial, scripted=scripted_by)
     return agent.replace(memory=merged(agent, state["memory"]))
 

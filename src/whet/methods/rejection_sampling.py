@@ -8,7 +8,6 @@ repeat I times:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from whet.agents import Agent
 from whet.config import at_least
 from whet.data import batches, to_examples
 from whet.envs.base import EnvFactory
-from whet.rollout import rollout_groups
+from whet.rollout import rollout_groups, success_rates
 from whet.types import Data, Episode, Group
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ def rejection_sampling(
             learner.restart(agent.policy)
         shuffled = batches(rows, cfg.batch_size, epochs=cfg.epochs, seed=run.seed("improve", iteration))
         metrics = learn.optimise(learner, shuffled, learn.nll())
-        run.log(iteration, success=success_rate(groups), kept=len(kept), **metrics)
+        run.log(iteration, **success_rates(groups), kept=len(kept), **metrics)
     return agent.replace(policy=learner.sample())
 
 
@@ -80,9 +79,3 @@ def successes(group: Group, keep: int) -> list[Episode]:
         if episode.ok and episode.success:
             different.setdefault(tuple(turn.tokens for turn in episode.turns if turn.trained), episode)
     return list(different.values())[:keep]
-
-
-def success_rate(groups: Sequence[Group]) -> float:
-    """Share of the episodes that count which succeeded."""
-    outcomes = [episode.success for group in groups for episode in group.episodes if episode.ok]
-    return sum(outcomes) / max(1, len(outcomes))

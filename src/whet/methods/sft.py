@@ -39,7 +39,7 @@ class SFTConfig:
 def sft(agent: Agent[Any], data: Data, *, env: EnvFactory, run: Run, cfg: SFTConfig = SFTConfig()) -> Agent[Any]:
     """The agent with a policy that imitates `data.experts`."""
     data.require(*NEEDS, by="sft")
-    rows = [row for episode in data.experts for row in to_examples(episode, agent.policy, tools=env.tools)]
+    rows = [row for episode in data.experts for row in to_examples(episode, agent.policy, tools=env.of(episode.task).tools)]
     per_epoch = -(-len(rows) // cfg.batch_size)
     total = cfg.epochs * per_epoch
     learner = learn.Learner(agent.policy, lr=cfg.lr, schedule="cosine", warmup_steps=int(cfg.warmup * total), total_steps=total)

@@ -11,6 +11,7 @@ import functools
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from whet.errors import CheckpointError
@@ -22,6 +23,17 @@ if TYPE_CHECKING:
 
 _STAND_IN = "\u241f\u241f"
 _CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
+_FRAMES = 1000
+"""Openings that are remembered: as many as there are environments, or as tasks where each has tools of its own."""
+
+
+@dataclass(slots=True)
+class _Frame:
+    """What a template puts around a content, and whether it has done so twice."""
+
+    before: str
+    after: str
+    agreed: bool = False
 
 
 class ChatFormat:
@@ -39,6 +51,7 @@ class ChatFormat:
         self.tokenizer = tokenizer
         self._encode = functools.lru_cache(maxsize=50_000)(self._encode_now)
         self._open = functools.lru_cache(maxsize=20_000)(self._open_now)
+        self._openings: dict[Any, _Frame] = {}
         self._frame = functools.cache(self._frame_now)
         after = self._after_stand_in(())
         ids = self._encode(after) if after else ()
@@ -56,7 +69,28 @@ class ChatFormat:
         return self._open(tuple(turns), tuple(tools))
 
     def _open_now(self, turns: tuple[Turn, ...], tools: tuple[Tool, ...]) -> tuple[int, ...]:
-        return self._encode(self._render([_message(t) for t in turns], tools, prompt=True))
+        return self._encode(self._opening(turns, tools))
+
+    def _opening(self, turns: tuple[Turn, ...], tools: tuple[Tool, ...]) -> str:
+        """The opening as text. What surrounds the last turn's content is taken from earlier openings that differ in it alone.
+
+        It is taken over once a second rendering has agreed with the first. Contents with tags are always rendered, because
+        templates look for those.
+        """
+        content = turns[-1].content
+        key = (turns[:-1], turns[-1].role, tools)
+        alone = not turns[-1].tool_calls and turns[-1].name is None and content == content.strip() and "<" not in content
+        frame = self._openings.get(key) if alone else None
+        if frame is not None and frame.agreed:
+            return frame.before + content + frame.after
+        text = self._render([_message(t) for t in turns], tools, prompt=True)
+        if alone and frame is not None:
+            frame.agreed = text == frame.before + content + frame.after
+        if alone and (frame is None or not frame.agreed) and text.count(content) == 1:
+            if len(self._openings) >= _FRAMES:
+                self._openings.clear()
+            self._openings[key] = _Frame(*text.split(content))
+        return text
 
     def extend(self, new: Sequence[Turn], *, closed: bool) -> tuple[int, ...]:
         """Token ids that lead from the end of an assistant turn over `new` turns to where the assistant speaks again.

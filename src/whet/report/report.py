@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -72,7 +74,8 @@ def _comparison_page(directory: Path) -> str:
         runs.setdefault(path.parent.name, []).append(Run.open(path.parent))
     try:
         learning, episodes = "", ""
-        for recipe in [row["recipe"] for row in rows] + sorted(set(runs) - {row["recipe"] for row in rows}):
+        shown = list(dict.fromkeys(row["recipe"] for row in rows))
+        for recipe in shown + sorted(set(runs) - set(shown)):
             found = runs.get(recipe, [])
             drawn = charts([curves(run) for run in found])
             learning += f"<h3>{escape(recipe)}</h3>{drawn}" if drawn else ""
@@ -102,8 +105,8 @@ def _rows(rows: Sequence[Mapping[str, Any]], level: float) -> str:
     cells = []
     for row in rows:
         s, d = row["success"], row["difference"]
-        name = f"<b>{escape(row['recipe'])}</b>"
-        name += " " + page.badge("scripted", "warn") if row["scripted"] else ""
+        name = f"<small>· {escape(row['part'])}</small>" if row.get("part") else f"<b>{escape(row['recipe'])}</b>"
+        name += " " + page.badge("scripted", "warn") if row["scripted"] and not row.get("part") else ""
         name += " " + page.badge(f"{row['n_errors']} of {row['n_episodes']} failed", "warn") if row["n_errors"] else ""
         score = f"{s['mean']:.1%} <small>[{100 * s['low']:.1f}, {100 * s['high']:.1f}]</small>"
         seeds = " ".join(f"{v:.0%}" for v in row["seeds"]) if len(row["seeds"]) > 1 else ""
@@ -131,24 +134,30 @@ def _details(rows: Sequence[Mapping[str, Any]]) -> str:
         p = "" if not d else "&lt;0.001" if d["p"] < 0.001 else f"{d['p']:.3f}"
         agree = f"{row['better_seeds']} of {len(row['seeds'])}" if d and len(row["seeds"]) > 1 else ""
         reward = f"{r['mean']:.3f} <small>[{r['low']:.3f}, {r['high']:.3f}]</small>"
-        cells.append([escape(row["recipe"]), *costs, reward, agree, p])
+        cells.append([f"<small>· {escape(row['part'])}</small>" if row.get("part") else escape(row["recipe"]), *costs, reward, agree, p])
     return page.table(["recipe", "episodes", "tokens sampled", "seconds", "reward", "seeds above baseline", "p"], cells)
 
 
 def _evaluations(found: Mapping[str, Mapping[str, Any]]) -> str:
     rows = []
     for name, e in found.items():
-        s, r = e["success"], e["reward"]
         label = f"<b>{escape(name)}</b>" + (" " + page.badge("scripted", "warn") if e.get("scripted") else "")
-        score = f"{s['mean']:.1%} <small>[{100 * s['low']:.1f}, {100 * s['high']:.1f}]</small>"
-        failed = page.badge(f"{e['n_errors']}", "warn") if e["n_errors"] else "0"
-        attempts = f"{s['n']:,} {escape(e['split'])}" + (f" × {e['repeats']}" if e["repeats"] > 1 else "")
-        rows.append(
-            [label, interval_bar(s, []), score, f"{r['mean']:.3f} <small>[{r['low']:.3f}, {r['high']:.3f}]</small>", attempts, failed]
-        )
+        rows.append(_evaluation_row(label, e, e))
+        rows += [_evaluation_row(f"<small>· {escape(env)}</small>", part, e) for env, part in e.get("parts", {}).items()]
     head = ["evaluation", "", "success [95%]", "reward [95%]", "tasks", "failed"]
     note = "<p class=\"note\">Intervals are clustered by task; Wilson's for success, Student's for reward.</p>"
     return page.table(head, rows, left=(0, 1)) + note if rows else ""
+
+
+def _evaluation_row(label: str, scores: Mapping[str, Any], e: Mapping[str, Any]) -> list[str]:
+    """A row about a whole evaluation `e`, or about one of its environments."""
+    failed = page.badge(f"{scores['n_errors']}", "warn") if scores["n_errors"] else "0"
+    if "success" not in scores:
+        return [label, "", "", "", "", failed]
+    s, r = scores["success"], scores["reward"]
+    score = f"{s['mean']:.1%} <small>[{100 * s['low']:.1f}, {100 * s['high']:.1f}]</small>"
+    attempts = f"{s['n']:,} {escape(e['split'])}" + (f" × {e['repeats']}" if e["repeats"] > 1 else "")
+    return [label, interval_bar(s, []), score, f"{r['mean']:.3f} <small>[{r['low']:.3f}, {r['high']:.3f}]</small>", attempts, failed]
 
 
 def _cost(cost: Cost) -> str:
@@ -161,22 +170,32 @@ def _cost(cost: Cost) -> str:
 
 
 def curves(run: Run) -> dict[tuple[str, str], list[float]]:
-    """Of every phase and metric that was logged, the values in their order."""
+    """Of every phase and metric that was logged, the values in the order of the steps; NaN for a step without it."""
     found: dict[tuple[str, str], list[float]] = {}
+    steps: Counter[str] = Counter()
     for event in run.events("log"):
+        phase = event["phase"]
         for metric, value in event["metrics"].items():
-            if metric in _METRICS and isinstance(value, (int, float)):
-                found.setdefault((event["phase"], metric), []).append(float(value))
+            if _base(metric) in _METRICS and isinstance(value, (int, float)):
+                curve = found.setdefault((phase, metric), [])
+                curve += [math.nan] * (steps[phase] - len(curve))  # steps that had nothing to say about it
+                curve.append(float(value))
+        steps[phase] += 1
     return found
+
+
+def _base(metric: str) -> str:
+    """`success` of `success/NAME`, the same for one of several environments."""
+    return metric.partition("/")[0]
 
 
 def charts(runs: Sequence[Mapping[tuple[str, str], Curve]]) -> str:
     """A chart per phase and metric, over all runs together."""
     keys = dict.fromkeys(key for run in runs for key in run)
     phases = list(dict.fromkeys(phase for phase, _ in keys))
-    ordered = sorted(keys, key=lambda key: (phases.index(key[0]), _METRICS.index(key[1])))
+    ordered = sorted(keys, key=lambda key: (phases.index(key[0]), _METRICS.index(_base(key[1])), key[1]))
     drawn = [
-        curve_chart(f"{metric} by {phase}", [run.get((phase, metric), []) for run in runs], share=metric in _SHARES)
+        curve_chart(f"{metric} by {phase}", [run.get((phase, metric), []) for run in runs], share=_base(metric) in _SHARES)
         for phase, metric in ordered
     ]
     return f'<div class="charts">{"".join(drawn)}</div>' if any(drawn) else ""

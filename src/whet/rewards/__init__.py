@@ -23,9 +23,17 @@ def environment(episode: Episode) -> float:
 
 
 def tool_failures(episode: Episode) -> float:
-    """Share of the tool calls that were malformed, unknown, had bad arguments or were given up: in [0, 1], 0 without calls."""
+    """Share of the tool calls that were malformed, unknown, had bad arguments, failed or were given up: in [0, 1], 0 without calls.
+
+    Calls are counted by their outcome where the rollout noted that (`Episode.tags["tools"]`), since a tool may well give a
+    text that begins like a failure. Otherwise, as in imported episodes, by how their observation begins.
+    """
     calls = sum(len(turn.tool_calls) for turn in episode.turns if turn.trained)
-    failed = sum(turn.role == "tool" and turn.content.startswith(FAILED) for turn in episode.turns)
+    outcomes = episode.tags.get("tools")
+    if outcomes is not None:
+        failed = sum(n for outcome, n in outcomes.items() if outcome != "ok")
+    else:
+        failed = sum(turn.role == "tool" and turn.content.startswith(FAILED) for turn in episode.turns)
     return failed / calls if calls else 0.0
 
 

@@ -4,5 +4,6 @@ from whet.rollout.ask import ask
 from whet.rollout.limits import Limits
 from whet.rollout.replay import Prefix
 from whet.rollout.runner import arollout, arollout_groups, rollout, rollout_groups
+from whet.rollout.summary import means, success_rates
 
-__all__ = ["Limits", "Prefix", "arollout", "arollout_groups", "ask", "rollout", "rollout_groups"]
+__all__ = ["Limits", "Prefix", "arollout", "arollout_groups", "ask", "means", "rollout", "rollout_groups", "success_rates"]

@@ -10,6 +10,7 @@ import logging
 import math
 import time
 import traceback
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,6 +19,7 @@ from typing import Any
 
 from whet.agents import Agent
 from whet.envs.base import Action, Env, EnvFactory, Step
+from whet.envs.calling import Situation, caller_of
 from whet.errors import CannotReplay, ConfigError, ContextFull, EnvError, MissingExtra, PolicyError, PolicyUnavailable, StorageError
 from whet.policies.base import Request
 from whet.rollout import replay
@@ -116,6 +118,7 @@ async def play(setting: Setting, job: Job) -> tuple[Episode, Failure | None]:
     """Play an episode, with retries. Whatever happens to it becomes part of the record; only fatal errors are raised."""
     started = setting.clock.start()
     spent = Cost()
+    broken: Counter[str] = Counter()
     try:
         for tried in itertools.count(1):
             attempt = _Attempt(setting, job)
@@ -130,14 +133,15 @@ async def play(setting: Setting, job: Job) -> tuple[Episode, Failure | None]:
             finally:
                 await attempt.close()
             spent += attempt.cost
+            broken.update([failure.reason] if failure is not None else ())
             if failure is None or not failure.passing or tried > setting.limits.retries:
                 break
-            if failure.by_policy or not setting.env.cls.inline:
+            if failure.by_policy or not attempt.factory.cls.inline:
                 await _pause(setting.gate, _BACKOFF * 2 ** (tried - 1))
     finally:
         seconds = setting.clock.stop(started)
     cost = spent + Cost(episodes=1, seconds=seconds)
-    tags = {**attempt.tags(), **({"attempts": tried} if tried > 1 else {})}
+    tags = {**attempt.tags(), **({"attempts": tried, "broken": dict(sorted(broken.items()))} if tried > 1 else {})}
     episode = Episode(
         id=job.id,
         task=job.task,
@@ -168,6 +172,7 @@ class _Attempt:
 
     def __init__(self, setting: Setting, job: Job) -> None:
         self.setting, self.job = setting, job
+        self.factory = setting.env.of(job.task)
         self.policy = setting.agent.policy
         self.turns: list[Turn] = []
         self.reward = 0.0
@@ -233,13 +238,14 @@ class _Attempt:
         setting, task = self.setting, self.job.task
 
         def make() -> Any:
-            env = self._env = setting.env()
+            env = self._env = self.factory()
             if self._over:  # the constructor outlived its deadline, and nobody else is left to close what it made
                 env.close()
                 raise EnvError("made too late")
+            caller_of(env).situation = Situation(task=task, episode=self.job.id, rollout=self._session, factory=self.factory)
             return env.reset(task)
 
-        observation = await setting.calls.call(make, self._left(self._limit("reset")[0]), inline=setting.env.cls.inline)
+        observation = await setting.calls.call(make, self._left(self._limit("reset")[0]), inline=self.factory.cls.inline)
         self.setting.answered.add("reset")
         env = self._env
         assert env is not None
@@ -326,6 +332,9 @@ class _Attempt:
         action = Action(text=turn.content, tool_calls=turn.tool_calls)
         if inspect.iscoroutinefunction(env.step):
             step = await calls.wait(env.step(action), limit)
+        elif _only_waits(env, action):
+            found: Any = env.step(action)
+            step = await calls.wait(found, with_tools) if inspect.isawaitable(found) else found
         else:
             step = await calls.call(partial(env.step, action), limit, inline=env.inline, awaited=with_tools)
         self.setting.answered.add("step")
@@ -346,7 +355,7 @@ class _Attempt:
         given: float | None = getattr(self.setting.limits, f"{name}_s")
         if given is not None:
             return given, f"Limits.{name}_s"
-        return getattr(self._env or self.setting.env.cls, f"{name}_timeout"), f"the environment's {name}_timeout"
+        return getattr(self._env or self.factory.cls, f"{name}_timeout"), f"the environment's {name}_timeout"
 
     def _left(self, limit: float) -> float:
         """Seconds for the next call: its own limit, or what is left of the episode's."""
@@ -358,7 +367,7 @@ class _Attempt:
     def failure(self, error: Exception) -> Failure:
         """What broke, named by environment, task and turn, with the last lines of the traceback."""
         place = {"reset": "reset", "turn": f"the policy's turn {self._actions + 1}", "step": f"step {self._actions}"}[self._doing]
-        where = f"environment {self.setting.env.name!r}, task {self.job.task.id!r}, {place}"
+        where = f"environment {self.factory.name!r}, task {self.job.task.id!r}, {place}"
         if isinstance(error, DeadlineError):
             self._hung = True
             name = "episode" if time.monotonic() >= self._until else self._doing
@@ -386,9 +395,22 @@ class _Attempt:
         }
         if self.setting.tag:
             tags["tag"] = self.setting.tag
+        if self._env is not None and (outcomes := caller_of(self._env).outcomes):
+            tags["tools"] = dict(sorted(outcomes.items()))
         if prefix is not None:
             tags["fork"] = {"episode": prefix.origin, "actions": prefix.actions}
         return tags
+
+
+def _only_waits(env: Env, action: Action) -> bool:
+    """Whether all that an action asks for is coroutine tools: then no code that could hold a thread up runs in `step`.
+
+    Such a step needs no thread, and decoding goes on while it is under way.
+    """
+    cls = type(env)
+    if not action.tool_calls or cls.step is not Env.step or cls.call_tool is not Env.call_tool:
+        return False
+    return all(inspect.iscoroutinefunction(getattr(cls, call.name, None)) for call in action.tool_calls)
 
 
 def _frames(error: Exception) -> str:

@@ -61,9 +61,10 @@ def align(prefix: Prefixes | None, tasks: Sequence[Task], env: EnvFactory) -> li
     if len(given) != len(tasks):
         raise ConfigError(f"prefix has {len(given)} entries for {len(tasks)} tasks; give one (or None) for each task")
     aligned = [p if p is None or isinstance(p, Prefix) else Prefix(turns=chain(p)) for p in given]
-    if any(aligned) and not env.cls.replayable:
+    refused = next((f for task, p in zip(tasks, aligned) if p and not (f := env.of(task)).cls.replayable), None)
+    if refused is not None:
         raise CannotReplay(
-            f"environment {env.name!r} cannot replay (its class says `replayable = False`), and this call begins episodes from a "
+            f"environment {refused.name!r} cannot replay (its class says `replayable = False`), and this call begins episodes from a "
             "prefix. That needs a `reset(task)` and a `step` that always lead the same actions to the same observations; "
             "make them so and set `replayable = True`, or use a method that works on whole episodes."
         )

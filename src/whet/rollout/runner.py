@@ -7,14 +7,14 @@ import logging
 import signal
 import threading
 import time
-from collections import Counter
-from collections.abc import Coroutine, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Coroutine, Sequence
 from functools import reduce
 from operator import add
 from typing import Any, Protocol, TypeVar
 
 from whet.agents import Agent
-from whet.envs.base import EnvFactory
+from whet.envs.base import Env, EnvFactory
 from whet.errors import ConfigError, EnvError, PolicyError, SplitError
 from whet.policies.gate import current_gate
 from whet.rollout.calls import Calls, WaveGate
@@ -123,6 +123,44 @@ async def arollout_groups(agent: Agent[Any], env: EnvFactory, tasks: Sequence[Ta
     return [Group(task=task, episodes=tuple(episodes[i * n : (i + 1) * n])) for i, task in enumerate(tasks)]
 
 
+class _Queue:
+    """Jobs in their order, as far as their environments have room (`Env.max_concurrent`).
+
+    Who is given None need not come again: then everything left is of environments that are full, and whoever holds a place
+    there asks again when it is done.
+    """
+
+    def __init__(self, kinds: Sequence[type[Env]]) -> None:
+        """`kinds` are the jobs' environments."""
+        self._kinds = kinds
+        self._left: dict[type[Env], deque[int]] = {}
+        for index, kind in enumerate(kinds):
+            if kind.max_concurrent is not None and kind.max_concurrent < 1:
+                raise ConfigError(f"{kind.__name__}.max_concurrent is {kind.max_concurrent}; expected at least 1 episode, or None")
+            self._left.setdefault(kind, deque()).append(index)
+        self._room = {kind: kind.max_concurrent for kind in self._left}
+
+    def take(self) -> int | None:
+        """The first job that is left and has room; None where there is none."""
+        open_kinds = [kind for kind, left in self._left.items() if left and self._room[kind] != 0]
+        if not open_kinds:
+            return None
+        kind = min(open_kinds, key=lambda kind: self._left[kind][0])
+        if (room := self._room[kind]) is not None:
+            self._room[kind] = room - 1
+        return self._left[kind].popleft()
+
+    def done(self, index: int) -> None:
+        """A job's episode has ended, and its environment is closed."""
+        kind = self._kinds[index]
+        if (room := self._room[kind]) is not None:
+            self._room[kind] = room + 1
+
+    def clear(self) -> None:
+        """Nothing more is to be begun."""
+        self._left.clear()
+
+
 class _Rollout:
     """A fixed number of tasks take jobs off one list, so that a finished episode's place is taken at once."""
 
@@ -142,7 +180,7 @@ class _Rollout:
         self._setting = Setting(agent=agent, env=env, limits=limits, gate=gate, calls=calls, tag=tag)
         self._run, self._tag = run, tag
         self._jobs = jobs
-        self._queue: Iterator[int] = iter(range(len(jobs)))
+        self._queue = _Queue([env.of(job.task).cls for job in jobs])
         self._episodes: list[Episode | None] = [None] * len(jobs)
         self._started = self._finished = self._failed = 0
         self._hung: Counter[str] = Counter()
@@ -174,9 +212,10 @@ class _Rollout:
 
     async def _work(self) -> None:
         try:
-            for index in self._queue:
+            while (index := self._queue.take()) is not None:
                 self._started += 1
                 episode, failure = await play(self._setting, self._jobs[index])
+                self._queue.done(index)
                 self._episodes[index] = episode
                 self._record(episode, failure)
         finally:
@@ -214,7 +253,7 @@ class _Rollout:
 
     async def _stop(self, tasks: list[asyncio.Task[None]]) -> None:
         """Cancel what is still running, and give environments the time to close."""
-        self._queue = iter(())
+        self._queue.clear()
         running = [task for task in tasks if not task.done()]
         if running:
             self._setting.calls.hurry(_GRACE)

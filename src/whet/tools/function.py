@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import inspect
-import json
-import re
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, TypeVar, get_type_hints
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar, get_type_hints, overload
 
-from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError, create_model
 
 from whet.errors import ConfigError
+from whet.tools.docstring import read_docstring
+from whet.tools.output import to_text
+from whet.tools.schema import SchemaCheck, Style, clean, styled
+
+__all__ = ["Tool", "describe", "is_tool", "to_text", "tool"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+Pure = bool | Literal["global"]
+"""Whether a tool's result depends on its arguments alone: within a task (True), or whatever the task (`global`)."""
 _MARK = "__whet_tool__"
 
 
@@ -26,8 +31,14 @@ class Tool:
     description: str
     parameters: Mapping[str, Any]
     """JSON Schema of the arguments, as in OpenAI's function calling."""
-    arguments: Any = field(default=None, compare=False, repr=False)
-    """Pydantic model that validates the arguments of a call."""
+    strict: bool = False
+    """Whether the schema is of OpenAI's strict kind, which servers may enforce while they decode."""
+    arguments: type[BaseModel] | SchemaCheck | None = field(default=None, compare=False, repr=False)
+    """What validates the arguments of a call: a pydantic model, or a JSON Schema; None takes any."""
+    pure: Pure = field(default=False, compare=False)
+    """Whether its results may be kept and given again (see `tool`)."""
+    max_output: int | None = field(default=None, compare=False)
+    """Characters of its result that a model is shown; None: what the environment says."""
 
     def __hash__(self) -> int:
         return hash(self.name)
@@ -35,30 +46,59 @@ class Tool:
     def schema(self) -> dict[str, Any]:
         """The tool as OpenAI's chat completions and Hugging Face chat templates take it."""
         function = {"name": self.name, "description": self.description, "parameters": dict(self.parameters)}
-        return {"type": "function", "function": function}
+        return {"type": "function", "function": function | ({"strict": True} if self.strict else {})}
+
+    def styled(self, style: Style) -> Tool:
+        """The tool with its schema `plain`, `flat` (no references) or `strict` (OpenAI's). Calls are checked as before.
+
+        Raises ConfigError where a schema has no such form.
+        """
+        return replace(self, parameters=styled(self.parameters, style, of=self.name), strict=self.strict or style == "strict")
 
     def check(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The validated arguments. Raises ValueError with a message made for the model, not for a programmer."""
+        if self.arguments is None:
+            return dict(arguments)
         try:
+            if isinstance(self.arguments, SchemaCheck):
+                return self.arguments(arguments)
             checked = self.arguments.model_validate(dict(arguments), strict=False)
         except ValidationError as error:
             problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'arguments'}: {e['msg']}" for e in error.errors())
             raise ValueError(f"bad arguments for {self.name}: {problems}") from None
+        except ValueError as error:
+            raise ValueError(f"bad arguments for {self.name}: {error}") from None
         return {name: getattr(checked, name) for name in type(checked).model_fields}
 
 
-def tool(function: F) -> F:
+@overload
+def tool(function: F) -> F: ...
+@overload
+def tool(*, pure: Pure = False, max_output: int | None = None) -> Callable[[F], F]: ...
+def tool(function: F | None = None, *, pure: Pure = False, max_output: int | None = None) -> F | Callable[[F], F]:
     """Mark a method of an `Env` as a tool. Its arguments must be annotated; its docstring describes it.
 
-    The docstring's first paragraph becomes the tool's description, and lines of an `Args:` section become the
-    descriptions of the arguments.
+    The docstring's first paragraph becomes the tool's description, and its arguments' section (Google's, numpy's or
+    Sphinx's) the descriptions of the arguments.
+
+    `pure` says that the result depends on the arguments and the task alone and that the call changes nothing; it is then
+    kept, and given again to the same call in any episode of the same task. `pure="global"` says that it does not depend on
+    the task either. `max_output` is how many characters of the result a model is shown, instead of `Env.max_output`.
     """
-    setattr(function, _MARK, True)
-    return function
+    if pure not in (True, False, "global"):
+        raise ConfigError(f"pure is {pure!r}; expected True, False or 'global'")
+    if max_output is not None and max_output < 1:
+        raise ConfigError(f"max_output is {max_output!r}; expected a number of characters above 0, or None")
+
+    def mark(marked: F) -> F:
+        setattr(marked, _MARK, {"pure": pure, "max_output": max_output})
+        return marked
+
+    return mark if function is None else mark(function)
 
 
 def is_tool(value: object) -> bool:
-    return getattr(value, _MARK, False) is True
+    return isinstance(getattr(value, _MARK, None), dict)
 
 
 def describe(function: Callable[..., Any]) -> Tool:
@@ -69,7 +109,7 @@ def describe(function: Callable[..., Any]) -> Tool:
         raise ConfigError(
             f"an annotation of tool {function.__name__!r} cannot be resolved: {error}; import the type, or define it above"
         ) from None
-    summary, per_argument = _docstring(function)
+    summary, per_argument = read_docstring(function)
     fields: dict[str, Any] = {}
     for parameter in inspect.signature(function).parameters.values():
         if parameter.name == "self":
@@ -94,30 +134,13 @@ def describe(function: Callable[..., Any]) -> Tool:
         problem = str(error).splitlines()[0]
         raise ConfigError(f"tool {function.__name__!r} cannot be described to a model: {problem}") from error
     properties = {
-        name: {key: value for key, value in spec.items() if key != "title"}
-        | ({"description": per_argument[name]} if name in per_argument else {})
+        name: clean(spec) | ({"description": per_argument[name]} if name in per_argument else {})
         for name, spec in schema.get("properties", {}).items()
     }
     parameters: dict[str, Any] = {"type": "object", "properties": properties}
     if schema.get("required"):
         parameters["required"] = schema["required"]
     if "$defs" in schema:
-        parameters["$defs"] = schema["$defs"]
-    return Tool(name=function.__name__, description=summary, parameters=parameters, arguments=arguments)
-
-
-def to_text(result: object) -> str:
-    """A tool's result as the model reads it: strings as they are, anything else as JSON."""
-    return result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, default=str)
-
-
-def _docstring(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
-    text = inspect.getdoc(function) or ""
-    head, _, rest = text.partition("Args:")
-    per_argument = {}
-    for line in rest.splitlines():
-        if match := re.match(r"\s+(\w+)(?:\s*\([^)]*\))?:\s*(.+)", line):
-            per_argument[match[1]] = match[2].strip()
-        elif line and not line[0].isspace():
-            break
-    return " ".join(head.split("\n\n")[0].split()), per_argument
+        parameters["$defs"] = {name: clean(spec) for name, spec in schema["$defs"].items()}
+    options = getattr(function, _MARK, {})
+    return Tool(name=function.__name__, description=summary, parameters=parameters, arguments=arguments, **options)

@@ -1,0 +1,408 @@
+"""Headless Chromium over its own pipe: a DevTools connection without sockets, ports, drivers or Python packages.
+
+    page = open_page(script)
+    page.load("file:///usr/share/doc/index.html")
+    page.evaluate("document.title")
+    page.close()
+
+The browser reads commands from its file descriptor 3 and answers on 4, both ends of pipes that only this process holds. So
+nobody else can talk to it, and it ends by itself when this process does, however that happens. Several pages share a browser;
+a browser that has served enough of them takes no new ones and closes with its last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import itertools
+import json
+import os
+import shutil
+import signal
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from whet.errors import EnvError, MissingExtra
+
+NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome")
+FLAGS = (
+    "--headless",
+    "--no-sandbox",  # its sandbox needs namespaces that containers often lack; the pages are local files
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-sync",
+    "--disable-extensions",
+    "--disable-default-apps",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-breakpad",
+    "--disable-dev-shm-usage",
+    "--disable-background-timer-throttling",
+    "--disable-renderer-backgrounding",
+    "--disable-backgrounding-occluded-windows",
+    "--no-first-run",
+    "--no-default-browser-check",
+    "--no-proxy-server",
+    "--mute-audio",
+    "--hide-scrollbars",
+    "--lang=en-US",
+    "--force-device-scale-factor=1",
+    "--allow-file-access-from-files",
+    "--remote-debugging-pipe",
+)
+PAGES_PER_BROWSER = 8
+"""Pages that share a browser, so that the loss of one browser costs no more episodes than that."""
+RETIRE_AFTER = 64
+"""Pages that a browser opens in its life."""
+START = 30.0
+"""Seconds that a browser may take to start."""
+ANSWER = 10.0
+"""Seconds that a page may take to answer."""
+EXIT = 3.0
+"""Seconds that a browser may take to end before it is killed."""
+# The shell outlives the browser, whatever ends that, and takes its profile away. `$1` is the profile, the rest the command.
+_KEEPER = 'profile=$1; shift; "$@"; code=$?; rm -rf -- "$profile"; exit $code'
+
+_lock = threading.Lock()
+_browsers: list[Browser] = []
+
+
+def executable() -> str:
+    """Path of the browser. Raises MissingExtra, with the command that installs one, where there is none."""
+    for name in NAMES:
+        if path := shutil.which(name):
+            return path
+    raise MissingExtra(f"no browser found (looked for {', '.join(NAMES)} on PATH). Run as root: apt-get install -y chromium")
+
+
+def open_page(script: str = "") -> Page:
+    """A page in a browser that has room for one, or in a new one. `script` runs in each of its documents before their own.
+
+    Raises EnvError where the browser does not start or does not answer.
+    """
+    with _lock:
+        for browser in _browsers:
+            if browser.reserve():
+                break
+        else:
+            browser = Browser()
+            browser.reserve()
+            _browsers[:] = [b for b in _browsers if b.alive]
+            _browsers.append(browser)
+    try:
+        return Page(browser, script)
+    except BaseException:
+        browser.release()
+        raise
+
+
+class _Reply:
+    """An answer that is awaited."""
+
+    __slots__ = ("done", "message")
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.message: Mapping[str, Any] | None = None
+
+
+class Browser:
+    """A browser process with an empty profile of its own. Safe to use from many threads."""
+
+    def __init__(self) -> None:
+        self.profile = tempfile.mkdtemp(prefix="whet-chromium-")
+        self.alive = True
+        self._ids = itertools.count(1)
+        self._replies: dict[int, _Reply] = {}
+        self._pages: weakref.WeakValueDictionary[str, Page] = weakref.WeakValueDictionary()
+        self._lock = threading.Lock()
+        self._writing = threading.Lock()
+        self._open = self._opened = 0
+        self._ended = False
+        self._owner = os.getpid()
+        try:
+            self._pid, self._from, self._to = _spawn(self.profile)
+        except OSError as error:
+            shutil.rmtree(self.profile, ignore_errors=True)
+            raise EnvError(f"the browser {executable()} could not be started: {error}") from error
+        self._reader = threading.Thread(target=self._read, daemon=True, name="whet-chromium")
+        self._reader.start()
+        try:
+            self.call("Browser.getVersion", timeout=START)
+        except EnvError as error:
+            told = self._last_words()
+            self.close()
+            raise EnvError(f"the browser {executable()} did not start: {error}{told}") from error
+
+    def reserve(self) -> bool:
+        """Take the place of one page; false where there is none."""
+        with self._lock:
+            if not self.alive or self._owner != os.getpid() or self._open >= PAGES_PER_BROWSER or self._opened >= RETIRE_AFTER:
+                return False
+            self._open += 1
+            self._opened += 1
+            return True
+
+    def release(self) -> None:
+        """Give a page's place back. The browser ends with its last page."""
+        with self._lock:
+            self._open -= 1
+            last = not self._open
+            self.alive = self.alive and not last
+        if last:
+            self.close()
+
+    def call(self, method: str, session: str = "", timeout: float = ANSWER, **parameters: Any) -> Mapping[str, Any]:
+        """The result of one command (see `calls`)."""
+        return self.calls([(method, parameters)], session, timeout)[0]
+
+    def calls(self, commands: Sequence[tuple[str, Mapping[str, Any]]], session: str, timeout: float = ANSWER) -> list[Mapping[str, Any]]:
+        """The results of commands that are sent together and carried out in order.
+
+        Raises EnvError where one fails, or where the browser ends or does not answer within `timeout` seconds.
+        """
+        until = time.monotonic() + timeout
+        waiting: list[tuple[int, str, _Reply]] = []
+        lines = []
+        for method, parameters in commands:
+            number, reply = next(self._ids), _Reply()
+            waiting.append((number, method, reply))
+            message = {"id": number, "method": method, "params": parameters} | ({"sessionId": session} if session else {})
+            lines.append(json.dumps(message).encode() + b"\0")
+        with self._lock:
+            self._replies.update({number: reply for number, _, reply in waiting})
+        try:
+            self._write(b"".join(lines))
+            return [self._result(method, reply, until, timeout) for _, method, reply in waiting]
+        finally:
+            with self._lock:
+                for number, _, _ in waiting:
+                    self._replies.pop(number, None)
+
+    def _result(self, method: str, reply: _Reply, until: float, timeout: float) -> Mapping[str, Any]:
+        if not reply.done.wait(max(0.0, until - time.monotonic())):
+            raise EnvError(f"the browser did not answer {method} within {timeout:g} s")
+        if reply.message is None:
+            raise EnvError(f"the browser ended before it answered {method}")
+        if "error" in reply.message:
+            raise EnvError(f"the browser refused {method}: {reply.message['error'].get('message')}")
+        result: Mapping[str, Any] = reply.message["result"]
+        return result
+
+    def _write(self, data: bytes) -> None:
+        with self._writing:
+            if self._ended:
+                raise EnvError("the browser has ended")
+            try:
+                while data:
+                    data = data[os.write(self._to, data) :]
+            except OSError as error:
+                raise EnvError(f"the browser has ended: {error}") from error
+
+    def _read(self) -> None:
+        buffer = b""
+        with contextlib.suppress(OSError):
+            while chunk := os.read(self._from, 1 << 16):
+                *messages, buffer = (buffer + chunk).split(b"\0")
+                for message in messages:
+                    self._dispatch(json.loads(message))
+        self.alive = False
+        with self._lock:
+            replies, self._replies = self._replies, {}
+        for reply in replies.values():
+            reply.done.set()
+
+    def _dispatch(self, message: Mapping[str, Any]) -> None:
+        if "id" in message:
+            with self._lock:
+                reply = self._replies.get(message["id"])
+            if reply is not None:
+                reply.message = message
+                reply.done.set()
+        elif (page := self._pages.get(message.get("sessionId", ""))) is not None:
+            page._heard(message["method"])
+
+    def _last_words(self) -> str:
+        """What the browser wrote on standard error, without its complaints about a missing desktop bus."""
+        with contextlib.suppress(OSError):
+            lines = Path(self.profile, "stderr").read_text(errors="replace").splitlines()
+            telling = [line for line in lines if line.strip() and "dbus" not in line]
+            return "\n" + "\n".join(telling[-5:]) if telling else ""
+        return ""
+
+    def close(self) -> None:
+        """End the browser with everything that belongs to it; by force if it does not go at once."""
+        self.alive = False
+        if self._owner != os.getpid():
+            return
+        with self._writing:
+            if self._ended:
+                return
+            self._ended = True
+            os.close(self._to)  # to the browser, this is the order to end
+        if not _gone(self._pid, EXIT):
+            self.kill()
+            _gone(self._pid, EXIT)
+        self._reader.join(EXIT)
+        if not self._reader.is_alive():  # else a process of the browser has survived, and the number must not be used again
+            os.close(self._from)
+        shutil.rmtree(self.profile, ignore_errors=True)
+
+    def kill(self) -> None:
+        """End the browser's processes by force."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._pid, signal.SIGKILL)
+
+
+class Page:
+    """One tab. Used by one thread at a time; calls raise EnvError where the page or its browser is gone or stuck."""
+
+    def __init__(self, browser: Browser, script: str) -> None:
+        self.browser = browser
+        self._loaded = threading.Event()
+        self._crashed = self._closed = False
+        self._target = str(browser.call("Target.createTarget", url="about:blank")["targetId"])
+        self._session = str(browser.call("Target.attachToTarget", targetId=self._target, flatten=True)["sessionId"])
+        browser._pages[self._session] = self
+        self.do(
+            ("Page.enable", {}),
+            ("Inspector.enable", {}),
+            ("Emulation.setFocusEmulationEnabled", {"enabled": True}),
+            ("Page.addScriptToEvaluateOnNewDocument", {"source": script}),
+        )
+
+    @property
+    def alive(self) -> bool:
+        return self.browser.alive and not self._crashed and not self._closed
+
+    def load(self, url: str, timeout: float = ANSWER) -> None:
+        """Go to an address and wait until everything on it is loaded."""
+        self._loaded.clear()
+        result = self.browser.call("Page.navigate", self._session, timeout, url=url)
+        if text := result.get("errorText"):
+            raise EnvError(f"the browser cannot open {url}: {text}")
+        if not self._loaded.wait(timeout) or not self.alive:
+            raise EnvError(f"{url} was not loaded within {timeout:g} s" if self.alive else f"the page ended while it loaded {url}")
+
+    def do(self, *commands: tuple[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """Results of commands of the DevTools protocol, sent together."""
+        if self._crashed:
+            raise EnvError("the page has crashed")
+        return self.browser.calls(commands, self._session)
+
+    def evaluate(self, expression: str) -> Any:
+        """The value of a JavaScript expression, through JSON. Raises EnvError where it throws."""
+        return value_of(self.do(evaluation(expression))[0])
+
+    def _heard(self, event: str) -> None:
+        if event == "Page.loadEventFired":
+            self._loaded.set()
+        elif event in ("Inspector.targetCrashed", "Inspector.detached"):
+            self._crashed = True
+            self._loaded.set()
+
+    def close(self) -> None:
+        """Close the tab, and with its last tab the browser."""
+        if self._closed:
+            return
+        self._closed = True
+        with contextlib.suppress(EnvError):
+            if self.browser.alive:
+                self.browser.call("Target.closeTarget", targetId=self._target)
+        self.browser.release()
+
+
+def evaluation(expression: str) -> tuple[str, Mapping[str, Any]]:
+    """The command that evaluates a JavaScript expression, for `Page.do`; `value_of` reads its result."""
+    return "Runtime.evaluate", {"expression": expression, "returnByValue": True, "awaitPromise": True}
+
+
+def value_of(result: Mapping[str, Any]) -> Any:
+    """The value in the result of an evaluation. Raises EnvError where the expression threw."""
+    if (thrown := result.get("exceptionDetails")) is not None:
+        told = thrown.get("exception", {}).get("description") or thrown.get("text")
+        raise EnvError(f"a script on the page failed: {told}")
+    return result["result"].get("value")
+
+
+def _spawn(profile: str) -> tuple[int, int, int]:
+    """Start a browser: its process id (which is also its group's), the descriptor to read from and the one to write to."""
+    path = executable()
+    command = [path, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
+    environment = {**os.environ, "HOME": profile, "TZ": "UTC", "LANG": "en_US.UTF-8"}
+    for name in ("DBUS_SESSION_BUS_ADDRESS", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "DISPLAY", "WAYLAND_DISPLAY"):
+        environment.pop(name, None)
+    with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+        (commands, write), (read, answers) = _pipe(), _pipe()
+        for fd in (write, read):
+            ours.callback(os.close, fd)
+        for fd in (commands, answers):
+            theirs.callback(os.close, fd)
+        # posix_spawn, because code between fork and exec is not safe in a process with threads.
+        pid = os.posix_spawn(
+            "/bin/sh",
+            ["sh", "-c", _KEEPER, "sh", profile, *command],
+            environment,
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 2, os.path.join(profile, "stderr"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
+                (os.POSIX_SPAWN_DUP2, commands, 3),
+                (os.POSIX_SPAWN_DUP2, answers, 4),
+            ],
+            setpgroup=0,
+            setsigdef=(signal.SIGINT, signal.SIGTERM, signal.SIGPIPE),
+        )
+        ours.pop_all()
+    return pid, read, write
+
+
+def _pipe() -> tuple[int, int]:
+    """A pipe whose ends are above 9, out of the way of the numbers that the browser wants."""
+    low = os.pipe()
+    try:
+        read, write = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in low)
+    finally:
+        for fd in low:
+            os.close(fd)
+    return read, write
+
+
+def _gone(pid: int, seconds: float) -> bool:
+    """Whether the child has ended within this time; it is then no zombie either."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                return True
+        except ChildProcessError:
+            return True
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.01)
+
+
+def browsers() -> Iterator[Browser]:
+    """Those of this process that live."""
+    with _lock:
+        return iter([browser for browser in _browsers if browser.alive and browser._owner == os.getpid()])
+
+
+def _after_fork() -> None:
+    """In a child: let go of the parent's browsers, which would otherwise not notice the parent's end."""
+    global _lock
+    _lock = threading.Lock()
+    for browser in _browsers:
+        if not browser._ended:
+            for fd in (browser._from, browser._to):
+                with contextlib.suppress(OSError):
+                    os.close(fd)
+    _browsers.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,343 @@
+"""Java virtual machines behind environments: started with py4j, kept by a pool, shared by the episodes of a process.
+
+    SERVERS = Servers("textworldexpress", "textworldexpress.runtime.PythonInterface", jar)
+    server = SERVERS.take(timeout=60)       # a Java object of its own, in a machine that others use as well
+    server.call("stepJSON", "look around")  # raises EnvError when the machine has died or hangs
+    SERVERS.give(server)
+
+A machine takes half a second to start and about 100 MB, while a server in it is an object that costs next to nothing. So
+`share` episodes have their servers in one machine, each with its own; a second machine is started for more of them. When a
+machine dies, all its episodes fail with EnvError, which rollouts count and try again, in another machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import shutil
+import subprocess
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from whet.envs.base import Env
+from whet.envs.pool import Pool
+from whet.errors import EnvError, MissingExtra
+
+MEMORY_MB = 1024
+"""Heap that a machine may use at most."""
+OPTIONS = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto")
+"""Few threads and little warming up: a machine answers one short question at a time."""
+
+logging.getLogger("py4j").addHandler(logging.NullHandler())
+
+
+class Machine:
+    """A running Java virtual machine with py4j's gateway in it, reached over a local port that asks for a secret."""
+
+    def __init__(self, name: str, jar: str, *, memory: int, start_s: float, answer_s: float) -> None:
+        """Raises EnvError where it is not up after `start_s` seconds, MissingExtra without a Java runtime."""
+        from py4j.java_gateway import GatewayParameters, JavaGateway, find_jar_path
+
+        java = shutil.which("java", path=_paths())
+        if java is None:
+            told = f"the environment {name!r} runs on a Java runtime (8 or later), and there is no program 'java'"
+            raise MissingExtra(f"{told}. Install one, such as: apt-get install default-jre-headless")
+        self.name, self.answer_s = name, answer_s
+        self.users = self.served = 0
+        self._classes: dict[str, Any] = {}
+        self._said: deque[str] = deque(maxlen=8)
+        command = [java, f"-Xmx{memory}m", *OPTIONS, "-classpath", os.pathsep.join((find_jar_path(), jar))]
+        # It leaves when its standard input ends, that is with this process, and lives in a session of its own, so that
+        # Ctrl-C reaches only the rollout, which closes it in good order.
+        self.process = subprocess.Popen(
+            [*command, "py4j.GatewayServer", "--die-on-broken-pipe", "--enable-auth", "0"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=os.path.dirname(jar),
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        try:
+            port, secret = self._greeting(start_s)
+            parameters = GatewayParameters(port=port, auth_token=secret, read_timeout=answer_s)
+            self.gateway = JavaGateway(gateway_parameters=parameters)
+        except BaseException:
+            self.kill()
+            raise
+
+    def _greeting(self, seconds: float) -> tuple[int, str]:
+        """Port and secret: two lines that the gateway prints, behind whatever Java has to say first."""
+        lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        threading.Thread(target=self._listen, args=(lines,), daemon=True, name=f"java-{self.name}").start()
+        until, port = time.monotonic() + seconds, ""
+        while True:
+            try:
+                line = lines.get(timeout=max(0.0, until - time.monotonic())).strip()
+            except queue.Empty:
+                raise EnvError(f"Java for the environment {self.name!r} was not up after {seconds:g} s") from None
+            if not line:
+                raise EnvError(f"Java for the environment {self.name!r} ended at its start. It said: {self.said}")
+            if port:
+                self._said.clear()
+                return int(port), line
+            if line.isdecimal():
+                port = line
+
+    def _listen(self, lines: queue.SimpleQueue[str]) -> None:
+        """Read what Java prints to its end, since a full pipe would stop it; the last lines are kept for messages."""
+        stdout = self.process.stdout
+        assert stdout is not None
+        with contextlib.suppress(ValueError, OSError):  # closed under us
+            for line in stdout:
+                if line.strip():
+                    lines.put(line)
+                    self._said.append(line.strip())
+        lines.put("")
+
+    @property
+    def said(self) -> str:
+        """The last lines that Java printed."""
+        return " / ".join(self._said) or "nothing"
+
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def cls(self, name: str) -> Any:
+        """The constructor of a Java class."""
+        if name not in self._classes:
+            found: Any = self.gateway.jvm
+            for part in name.split("."):
+                found = getattr(found, part)
+            self._classes[name] = found
+        return self._classes[name]
+
+    def kill(self) -> None:
+        """End it at once; it holds nothing that would have to be saved."""
+        self.process.kill()
+        self.process.wait(10)
+        if hasattr(self, "gateway"):
+            with contextlib.suppress(Exception):
+                self.gateway.close()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+
+def _paths() -> str:
+    """Where `java` is looked for: JAVA_HOME first."""
+    home = os.environ.get("JAVA_HOME")
+    return os.pathsep.join(([os.path.join(home, "bin")] if home else []) + [os.environ.get("PATH", os.defpath)])
+
+
+class Server:
+    """One Java object for one episode."""
+
+    def __init__(self, machine: Machine, cls: str) -> None:
+        self.machine = machine
+        self.broken = False
+        self._busy = 0
+        self.object: Any = None
+        self.object = self.make(cls)
+
+    def make(self, cls: str, *args: Any) -> Any:
+        """A new Java object of this class, in this server's machine."""
+        return self.run(lambda: self.machine.cls(cls)(*args))
+
+    def call(self, method: str, *args: Any) -> Any:
+        """What a method of the server's object returns. Raises EnvError as `run`."""
+        return self.run(getattr(self.object, method), *args)
+
+    def run(self, function: Callable[..., Any], *args: Any) -> Any:
+        """What a function in the machine returns; lists are fetched whole. Raises EnvError where Java raised, died or hung."""
+        from py4j.java_collections import JavaArray, JavaList
+        from py4j.protocol import Py4JError, Py4JJavaError
+
+        self._busy += 1
+        try:
+            result = function(*args)
+            return list(result) if isinstance(result, (JavaList, JavaArray)) else result
+        except Py4JJavaError as error:
+            told = str(error.java_exception)
+            self.broken = self.broken or "OutOfMemoryError" in told
+            raise EnvError(f"Java raised an exception in the environment {self.machine.name!r}: {told}") from None
+        except (Py4JError, OSError, AttributeError) as error:
+            self.broken = True
+            if self.machine.alive():
+                time.sleep(0.01)  # a machine that was killed a moment ago may not have ended yet
+            pid, code = self.machine.process.pid, self.machine.process.poll()
+            what = f"did not answer within {self.machine.answer_s:g} s" if code is None else f"has died (exit status {code})"
+            raise EnvError(f"the Java process {pid} of the environment {self.machine.name!r} {what}") from error
+        finally:
+            self._busy -= 1
+
+    def release(self) -> bool:
+        """Let go of the Java object. Whether the machine may be used by others."""
+        if self._busy:  # a call that hung was abandoned
+            self.broken = True
+        if not self.broken:
+            with contextlib.suppress(Exception):
+                self.machine.gateway.detach(self.object)
+        return not self.broken
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where the next server goes: a machine, or None for one that the caller is to start."""
+
+    machine: Machine | None
+
+
+class Servers:
+    """Gives each episode a Java object, in machines that a pool keeps.
+
+    `share` servers live in one machine at most, in at most `size` machines. After `recycle` servers a machine takes no
+    further ones, as long as another can be started, and ends with its last.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        cls: str,
+        jar: Callable[[], str],
+        *,
+        size: int = 4,
+        share: int = 64,
+        recycle: int = 2000,
+        memory: int = MEMORY_MB,
+        start_s: float = 30.0,
+        answer_s: float = 30.0,
+    ) -> None:
+        self.name, self.share, self.recycle = name, share, recycle
+        self._cls = cls
+
+        def start() -> Machine:
+            return Machine(name, jar(), memory=memory, start_s=start_s, answer_s=answer_s)
+
+        self.pool = Pool(start, Machine.kill, size=size, alive=Machine.alive, kill=Machine.kill, name=f"java for {name}")
+        self._fresh()
+        os.register_at_fork(after_in_child=self._fresh)
+
+    def _fresh(self) -> None:
+        self._change = threading.Condition()
+        self._open: list[Machine] = []
+        self._starting = False
+        self._lost: deque[Server] = deque()
+        """Servers of episodes that were never closed; garbage collection may come at any moment, so it only notes them here."""
+
+    def take(self, timeout: float) -> Server:
+        """A new server. Raises EnvError after `timeout` seconds in which every machine was full, or where none can be started."""
+        machine = self._place(time.monotonic() + timeout, timeout).machine or self._start(timeout)
+        try:
+            return Server(machine, self._cls)
+        except BaseException:
+            self._leave(machine, broken=True)
+            raise
+
+    def give(self, server: Server) -> None:
+        """The episode is over."""
+        self._leave(server.machine, broken=not server.release())
+
+    def lost(self, server: Server) -> None:
+        """The episode has vanished without having been closed; its place is free at the next `take`."""
+        self._lost.append(server)
+
+    def _place(self, until: float, timeout: float) -> _Place:
+        with self._change:
+            while True:
+                while self._lost:
+                    self.give(self._lost.popleft())
+                for machine in [m for m in self._open if not m.alive()]:
+                    self._give_up(machine)
+                free = [m for m in self._open if m.users < self.share]
+                new = [m for m in free if m.served < self.recycle]
+                if not new and not self._starting and len(self._open) < self.pool.size:
+                    self._starting = True
+                    return _Place(None)
+                if (new or free) and not (self._starting and not new):
+                    machine = (new or free)[0]
+                    machine.users += 1
+                    machine.served += 1
+                    return _Place(machine)
+                if not self._change.wait(until - time.monotonic()):
+                    full = f"{self.pool.size} machines with {self.share} episodes each"
+                    raise EnvError(f"no place in Java for the environment {self.name!r} in {timeout:g} s: there are {full}")
+
+    def _start(self, timeout: float) -> Machine:
+        machine = None
+        try:
+            machine = self.pool.take(timeout)
+            machine.users = machine.served = 1
+            return machine
+        finally:
+            with self._change:
+                self._starting = False
+                if machine is not None:
+                    self._open.append(machine)
+                self._change.notify_all()
+
+    def _leave(self, machine: Machine, broken: bool) -> None:
+        with self._change:
+            machine.users -= 1
+            if broken:
+                self._give_up(machine)
+            elif machine.users == 0 and machine.served >= self.recycle and machine in self._open:
+                self._open.remove(machine)
+                self.pool.give(machine, worn=True)
+            self._change.notify_all()
+
+    def _give_up(self, machine: Machine) -> None:
+        """End a machine whose servers cannot be relied on. Called with the lock held."""
+        if machine in self._open:
+            self._open.remove(machine)
+            self.pool.give(machine, broken=True)
+
+
+class JavaEnv(Env):
+    """An environment whose episode is a Java object. A subclass says which in `servers`."""
+
+    servers: ClassVar[Servers]
+    reset_timeout = 120.0
+    """A machine may have to be started first."""
+    max_concurrent = 256
+    """As many as there is room for in the machines."""
+
+    _server: Server | None = None
+    _closed = False
+    _net: Any = None
+
+    def _begin(self) -> None:
+        """Take a server for the episode."""
+        self._release()
+        server = self.servers.take(self.reset_timeout / 2)
+        self._server = server
+        self._net = weakref.finalize(self, self.servers.lost, server)
+        self._net.atexit = False
+        if self._closed:  # a rollout has given this episode up while the machine was being started
+            self._release()
+            raise EnvError("closed while it began")
+
+    def _running(self) -> Server:
+        """The episode's server. Raises EnvError before `reset` and after `close`."""
+        if self._server is None:
+            raise EnvError(f"the episode of {type(self).__name__!r} has not begun, or is closed")
+        return self._server
+
+    def _release(self) -> None:
+        server, self._server = self._server, None
+        if server is not None and self._net.detach() is not None:
+            self.servers.give(server)
+
+    def close(self) -> None:
+        """Hand the server back."""
+        self._closed = True
+        self._release()
