@@ -1,9 +1,10 @@
 """The other side of the process sandbox: confines the process it runs in, and only then reads what a model wrote.
 
 This file is run as a script by a bare Python (3.9 or later), so it imports nothing of whet, and as little as it can. Its
-arguments are `JOB REPORT SELF`, file descriptors; the last, of this file, has been read and taken off. JOB holds a header (by marshal, made by process.py), then the code. On REPORT
-goes `R` as soon as the restrictions are in force, and, where there is a process between this one and the caller, the exit
-status. What fails before `R` is the sandbox's fault, not the code's.
+arguments are `JOB REPORT SELF`, file descriptors; the last, of this file, has been read and taken off. JOB holds a header (by
+marshal, made by process.py), then the code. On REPORT goes `R` as soon as the restrictions are in force, and, where there is
+a process between this one and the caller, its id and the exit status. What fails before `R` is the sandbox's fault, not the
+code's.
 """
 
 import ctypes
@@ -125,10 +126,23 @@ def header(fd):
     return marshal.loads(read_exactly(fd, int.from_bytes(read_exactly(fd, 8), "little")))
 
 
+class Hidden:
+    """Packages that lie beside those which may be read: without this, importing one would be a PermissionError."""
+
+    def __init__(self, names):
+        self.names = frozenset(names)
+
+    def find_spec(self, name, path=None, target=None):
+        if path is None and name in self.names:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
 def settle(job):
     """What the code finds in place: its directory, its modules' places and the names that Python's prompt has."""
     os.chdir(job["directory"])
     sys.path[:] = [path for path in sys.path if path not in job["path"]] + job["path"]
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, Hidden)]
+    sys.meta_path.insert(0, Hidden(job["hidden"]))
     sys.argv[:] = ["main.py"]
     sys.stdout.reconfigure(line_buffering=True)  # what was printed before a limit struck is worth seeing
     if not hasattr(sys.modules["builtins"], "exit"):
@@ -162,8 +176,8 @@ def report(error, code):
         linecache.cache["main.py"] = (len(text), None, text.splitlines(True), "main.py")
         trace = error.__traceback__.tb_next
         traceback.print_exception(type(error), error, trace)
-    except BaseException:  # no memory left, say: the name must do
-        sys.stderr.write(type(error).__name__ + "\n")
+    except BaseException:  # no memory or no descriptors left, say: the name must do
+        sys.stderr.write(f"{type(error).__name__}: {str(error)[:500]}\n")
 
 
 def supervise(report_fd, parent):
@@ -320,8 +334,8 @@ class Zygote:
     def tell(self, fd, number, form):
         try:
             os.write(fd, form % number)
-        except OSError:  # nobody listens any more
-            pass
+        except OSError:
+            return  # nobody listens any more
 
 
 def zygote(job, job_fd, report_fd):

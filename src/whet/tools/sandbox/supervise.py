@@ -271,10 +271,14 @@ def remove(directory: str) -> None:
     """Delete a directory whatever a program did to it: modes without rights, or nesting deeper than any path may be.
 
     Directories are moved up to the top before they are emptied, so that neither paths nor recursion grow. Nothing may run
-    there any more. Raises OSError where something could not be deleted.
+    there any more; somebody else may be deleting it, too. Raises OSError where something could not be deleted.
     """
-    if not os.path.isdir(directory):
-        return
+    for _ in range(8):
+        with contextlib.suppress(FileNotFoundError):
+            return _remove(directory)
+
+
+def _remove(directory: str) -> None:
     os.chmod(directory, 0o700)
     top = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
