@@ -118,16 +118,16 @@ class TextWorldExpress(JavaEnv):
         asked = (task.data.get("game", self.game), task.data.get("parameters", self._parameters))
         if asked != (self.game, self._parameters):
             raise EnvError(f"task {task.id!r} is of {asked}, but this environment plays {(self.game, self._parameters)}")
-        self._begin()
+        server = self._begin(f"{self.game} {self._parameters}")
         self._task = task
         self._taken: list[str] = []
         self._plan, self._hopeless, self._over = (), False, False
-        self._play = self._new_game()
+        self._play = self._new_game(server)
         return f"task: {self._play.task()}\n{self._observation()}"
 
-    def _new_game(self, *, gold: bool = False, own: bool = False) -> _Game:
-        """The task's game from its beginning; on an object of its `own`, or in place of the episode's."""
-        return _Game(self._running(), self.game, self._parameters, self._task.seed, self._task.split, gold=gold, own=own)
+    def _new_game(self, server: Server) -> _Game:
+        """The task's game from its beginning, in place of the one that the server has."""
+        return _Game(server, self.game, self._parameters, self._task.seed, self._task.split)
 
     def step(self, action: Action) -> Step:
         """One action, which is what follows the last colon of the text's last line; the game answers invalid ones itself."""
@@ -154,14 +154,17 @@ class TextWorldExpress(JavaEnv):
         return Action(text=rng.choice(self._play.actions))
 
     def expert(self, rng: random.Random) -> Action | None:
-        """The package's gold path from the start; off it, what the package's agent does from here.
+        """What the agent does that makes the package's gold paths, from here on.
 
         None once no path from a state leads to success any more, such as after an ingredient has been eaten. The agents
-        wander until they see what they look for, so their paths are not the shortest.
+        wander until they see what they look for, so their paths are not the shortest. The package draws its own gold paths
+        without a seed; these are drawn from fixed ones.
         """
         done = len(self._taken)
         if not self._hopeless and (list(self._plan[:done]) != self._taken or len(self._plan) <= done):
-            self._plan = _Planner(self._new_game, self._taken).plan()
+            server = self._running().beside()
+            self._plan = _Planner(lambda: self._new_game(server), self._taken).plan()
+            server.release()
             self._hopeless = len(self._plan) <= done
         return Action(text=self._plan[done]) if len(self._plan) > done and not self._hopeless else None
 
@@ -183,17 +186,18 @@ def shorten(text: str) -> str:
 
 
 class _Game:
-    """A game under way, with what Java said about it last."""
+    """A game under way on a server, with what Java said about it last."""
 
-    def __init__(self, server: Server, game: str, parameters: str, seed: int, fold: str, *, gold: bool, own: bool) -> None:
+    def __init__(self, server: Server, game: str, parameters: str, seed: int, fold: str) -> None:
         self._server = server
-        self._object = server.make(INTERFACE) if own else server.object
-        if problem := self._ask("load", game, parameters):
-            raise EnvError(f"textworldexpress cannot load the game {game!r} with {parameters!r}: {problem}")
-        self._read(self._ask("generateNewGameJSON", seed, fold, gold))
-
-    def _ask(self, method: str, *args: Any) -> Any:
-        return self._server.run(getattr(self._object, method), *args)
+        if not server.ready:
+            if problem := server.call("load", game, parameters):
+                raise EnvError(f"textworldexpress cannot load the game {game!r} with {parameters!r}: {problem}")
+            server.ready = True
+        with server.machine.lock:
+            if game == "sorting":
+                _renew_sorting(server, seed, fold)
+            self._read(server.call("generateNewGameJSON", seed, fold, False))
 
     def _read(self, answer: str) -> None:
         self.state: dict[str, Any] = json.loads(answer)
@@ -206,43 +210,53 @@ class _Game:
 
     def task(self) -> str:
         """What the player is told to do."""
-        return " ".join(self._ask("getTaskDescription").split())
+        return " ".join(self._server.call("getTaskDescription").split())
 
     def step(self, action: str) -> None:
-        self._read(self._ask("stepJSON", action))
-
-    def gold(self) -> list[str]:
-        """The path that the package made together with the game."""
-        return list(self._ask("getGoldActionSequence"))
+        self._read(self._server.call("stepJSON", action))
 
     def walk(self, seed: int) -> list[str]:
         """All that was done in this game, after the package's agent has played it on to its end."""
-        game = self._ask("game")
+        server, game = self._server, self._server.call("game")
         agent = f"textworldexpress.goldagent.{game.getClass().getSimpleName().removesuffix('Game')}GoldAgent"
-        played = self._server.run(self._server.make(agent, game).mkGoldPath, self._server.make("scala.util.Random", seed))
-        return list(self._server.run(played._2))
+        played = server.run(server.make(agent, game).mkGoldPath, server.make("scala.util.Random", seed))
+        return list(server.run(played._2))
+
+
+def _renew_sorting(server: Server, seed: int, fold: str) -> None:
+    """Give the next game of this sorting problem objects of its own.
+
+    The package makes a problem's objects once and puts them into every game of the problem, so that two games of one task
+    would take them from each other. This runs the method that made them again; Java allows that by reflection only.
+    """
+    problems = server.run(lambda: server.machine.cls("textworldexpress.data.SortingProblemGenerator").getProblem(seed, fold).get())
+    kind = problems.getClass()
+    nothing = server.machine.gateway.new_array(server.machine.gateway.jvm.java.lang.Class, 0)
+    make, items = kind.getDeclaredMethod("getOrderedItems", nothing), kind.getDeclaredField("orderedItems")
+    make.setAccessible(True)
+    items.setAccessible(True)
+    items.set(problems, make.invoke(problems, server.machine.gateway.new_array(server.machine.gateway.jvm.java.lang.Object, 0)))
 
 
 class _Planner:
     """Looks for success behind the actions taken, among the paths of the package's agents; each is tried before it is believed."""
 
-    def __init__(self, new_game: Callable[..., _Game], taken: Sequence[str]) -> None:
+    def __init__(self, new_game: Callable[[], _Game], taken: Sequence[str]) -> None:
+        """`new_game` begins the game anew, which ends the one that it gave before."""
         self._new_game, self._taken = new_game, list(taken)
 
     def plan(self) -> list[str]:
         """The actions of an episode that begins with those taken and succeeds; nothing but these where none is found."""
-        if not self._taken and self._wins(gold := self._new_game(gold=True, own=True).gold()):
-            return gold
         detours = list(self._detours())
         for seed in range(_WALKS):
             for detour in detours:
                 start = [*self._taken, *detour]
-                if self._wins(plan := [*start, *self._walk(start, seed)]):
+                if self._behind(plan := [*start, *self._walk(start, seed)]).won:
                     return plan
         return self._taken
 
     def _behind(self, actions: Sequence[str]) -> _Game:
-        game = self._new_game(own=True)
+        game = self._new_game()
         for action in actions:
             game.step(action)
         return game
@@ -252,11 +266,8 @@ class _Planner:
         path = self._behind(start).walk(seed)
         for head in ([_LOOK, *start], start):
             if path[: len(head)] == head:
-                return [action for i, action in enumerate(path[len(head) :]) if i or action != _LOOK]
+                return path[len(head) :]
         return []
-
-    def _wins(self, plan: Sequence[str]) -> bool:
-        return self._behind(plan).won
 
     def _detours(self) -> Iterator[list[str]]:
         """What may help an agent that was written for the beginning of a game: nothing, to walk back there, or to empty its hands."""
@@ -270,7 +281,7 @@ class _Planner:
 
     def _way_back(self) -> list[str]:
         """Moves from here to where the game began."""
-        game, trail = self._new_game(own=True), list[str]()
+        game, trail = self._new_game(), list[str]()
         for action in self._taken:
             before = game.state["look"].partition(".")[0]
             game.step(action)
