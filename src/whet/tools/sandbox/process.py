@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import itertools
 import marshal
 import math
 import os
@@ -49,6 +50,8 @@ for attempt in (lambda: open("/etc/passwd"), lambda: open("/proc/1/status"), lam
     raise SystemExit("not confined: %r worked" % getattr(attempt, "__code__", attempt))
 print("confined")
 """
+_USERS = itertools.cycle(range(0x40000000, 0x70000000))
+"""User ids that no system gives to anybody."""
 _tested: set[tuple[object, ...]] = set()
 
 
@@ -77,7 +80,7 @@ def _has_seccomp() -> bool:
     number = {"x86_64": 317, "aarch64": 277}[platform.machine()]
     libc = ctypes.CDLL(None, use_errno=True)
     errno_action = ctypes.c_uint32(0x00050000)
-    return libc.syscall(ctypes.c_long(number), ctypes.c_uint(2), ctypes.c_uint(0), ctypes.byref(errno_action)) == 0
+    return bool(libc.syscall(ctypes.c_long(number), ctypes.c_uint(2), ctypes.c_uint(0), ctypes.byref(errno_action)) == 0)
 
 
 class ProcessSandbox(Sandbox):
@@ -117,7 +120,9 @@ class ProcessSandbox(Sandbox):
         self._python = landlock.python(python or landlock.here())
         self._plans = {programs: landlock.plan(self._python, packages, read, programs=programs) for programs in (False, True)}
         self._processes, self._file_size, self._disk = processes, file_size, disk
-        self._turn = threading.BoundedSemaphore(parallel or 2 * (os.cpu_count() or 1))
+        self._parallel = parallel or 2 * (os.cpu_count() or 1)
+        self._turn = threading.BoundedSemaphore(self._parallel)
+        self._users_tasks = (-math.inf, 0)
         self._filters: dict[syscalls.Rules, bytes] = {}
         self._strong = not lack
         self.capabilities = Capabilities(
@@ -212,6 +217,9 @@ class ProcessSandbox(Sandbox):
             "path": plan.site,
             "hidden": plan.hidden,
             "drop": True,
+            "real_user": 0 if programs else self._real_user(),
+            "processes": self._processes,
+            "threads": supervise.THREADS,
             "landlock": landlock.abi() if self._strong else 0,
             "rules": [*plan.rules, landlock.own(directory, programs=programs)],
             "seccomp": self._filter(kernel),
@@ -236,8 +244,23 @@ class ProcessSandbox(Sandbox):
         ]
         if sys.platform == "linux":
             found += [(resource.RLIMIT_MEMLOCK, 0, 0), (resource.RLIMIT_MSGQUEUE, 0, 0)]
+            found += [(resource.RLIMIT_NPROC, most, most) for most in self._most_tasks()]
             found += [(resource.RLIMIT_DATA, memory, memory), (resource.RLIMIT_AS, memory + LIBRARY_SPACE, memory + LIBRARY_SPACE)]
         return found
+
+    def _real_user(self) -> int:
+        """For root, a user id that nobody has, so that the kernel counts a run's threads; 0 for anybody else."""
+        return next(_USERS) if os.getuid() == 0 else 0
+
+    def _most_tasks(self) -> list[int]:
+        """The kernel's own limit on threads and processes, which counts all of a user's together: exact for root, whose runs
+        have an id each, and a wide second line for others. Empty where the supervisor counts instead."""
+        if os.getuid() == 0:
+            return [] if self._processes > 1 else [supervise.THREADS + 1]
+        now = time.monotonic()
+        if now - self._users_tasks[0] > 2.0:
+            self._users_tasks = (now, supervise.tasks(os.getuid()))
+        return [self._users_tasks[1] + (self._parallel + 1) * (self._processes + supervise.THREADS)]
 
     def _environment(self, directory: str, *, programs: bool = False) -> dict[str, str]:
         """All that a program sees of the environment."""
@@ -379,10 +402,10 @@ def framed(header: dict[str, Any]) -> bytes:
 def sealed(data: bytes, stack: contextlib.ExitStack) -> int:
     """A descriptor to read `data` from, which nobody can write to."""
     if not hasattr(os, "memfd_create"):
-        file = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
-        file.write(data)
-        file.seek(0)
-        return file.fileno()
+        plain = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
+        plain.write(data)
+        plain.seek(0)
+        return plain.fileno()
     import fcntl
 
     fd = os.memfd_create("whet", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)

@@ -126,11 +126,16 @@ class ZygoteSandbox(ProcessSandbox):
             "hidden": plan.hidden,
             "preload": self._preload,
             "drop": True,
+            "real_user": self._real_user(),
             "landlock": landlock.abi(),
             "rules": [*plan.rules, landlock.own(root, programs=False)],
             "seccomp": syscalls.program(platform.machine(), kernel),
             "limits": [(resource.RLIMIT_CORE, 0, 0), (resource.RLIMIT_NOFILE, 16 * OPEN_FILES, 16 * OPEN_FILES)],
         }
+
+    def _most_tasks(self) -> list[int]:
+        """As for a process, but root's runs have one id together, the zygote's."""
+        return [(self._parallel + 1) * (supervise.THREADS + 1)] if os.getuid() == 0 else super()._most_tasks()
 
     def start(self, job_fd: int, report_fd: int, root: str, control: int) -> subprocess.Popen[bytes]:
         return self._spawn(job_fd, report_fd, subprocess.DEVNULL, self._environment(root), control)
