@@ -271,21 +271,23 @@ def test_a_shared_connection_is_replaced_when_it_hangs_or_dies(stdio):
     close_shared()
 
 
-def test_no_more_processes_than_allowed(stdio):
+def test_no_more_processes_than_allowed(place):
+    (place / "scarce_server.py").write_text(SERVER)
+    scarce = Command((sys.executable, str(place / "scarce_server.py")))
     counts = []
     going = threading.Event()
 
     def watch():
         while not going.wait(0.02):
-            counts.append(len(children()))
+            counts.append(sum("scarce" in line for line in children()))
 
     async def episode():
-        connection = await connect(stdio, timeout=60, limit=2)
+        connection = await connect(scarce, timeout=60, limit=2)
         await connection.call("hang", {"seconds": 0.2}, timeout=20)
         await asyncio.to_thread(connection.close)
 
     async def main():
-        given_up = asyncio.create_task(connect(stdio, timeout=60, limit=2))
+        given_up = asyncio.create_task(connect(scarce, timeout=60, limit=2))
         await asyncio.sleep(0.01)
         given_up.cancel()  # its place must become free again
         await asyncio.gather(*(episode() for _ in range(6)))
@@ -319,7 +321,7 @@ def test_listing_is_asked_for_once(stdio):
     listing(stdio, timeout=60)
     began = time.perf_counter()
     for _ in range(100):
-        assert len(listing(stdio, timeout=60).tools) == 12
+        assert len(listing(stdio, timeout=60).tools) == 13
     assert time.perf_counter() - began < 0.2
 
 
