@@ -13,6 +13,7 @@ recipes in cookingworld, problems in arithmetic and sorting.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import re
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from whet.envs.base import Action, Step
-from whet.envs.java import JavaEnv, Server, Servers
+from whet.envs.java import JavaEnv, JavaRaised, Server, Servers
 from whet.errors import ConfigError, EnvError, did_you_mean, missing_extra
 from whet.types import Split, Task
 
@@ -48,6 +49,8 @@ SEEDS = 1000
 """In each fold."""
 INTERFACE = "textworldexpress.runtime.PythonInterface"
 _NAMES = frozenset(name for parameters in PARAMETERS.values() for name in parameters)
+_MAPPED: dict[tuple[str, Split], tuple[list[int], list[int]]] = {}
+"""Of mapreader, by parameters and split: the seeds that were tried, and those that have a map."""
 _LOOK = "look around"
 _BACK = {"north": "south", "south": "north", "east": "west", "west": "east"}
 _WALKS = 10
@@ -101,24 +104,49 @@ class TextWorldExpress(JavaEnv):
         self.game = game
         self.max_turns = max_turns  # type: ignore[misc]
         self._parameters = ",".join(f"{key}={value}" for key, value in chosen.items())
+        self._key = f"{game} {self._parameters}"
         self._listed, self._short, self._by_score = actions, text == "short", reward == "score"
         self._plan: Sequence[str] = ()
         """What the expert means to do, from the first action on."""
 
     def tasks(self, split: Split, n: int, start: int = 0) -> list[Task]:
-        """The official seeds of a fold, 1,000 of them, in their order."""
+        """The official seeds of a fold, 1,000 of them, in their order.
+
+        Of mapreader, those for which the package finds a map: some have none where the coin is to lie far away. Raises
+        ConfigError where there is none at all.
+        """
         data = {"game": self.game, "parameters": self._parameters}
         label = f"{self.game}({self._parameters})" if self._parameters else self.game
+        seeds = self._mapped(split, start + n) if self.game == "mapreader" else range(SEEDS)
         return [
             Task(id=f"{self.name}/{label}/{split}/{i}", env=self.name, split=split, seed=FIRST_SEED[split] + i, data=data)
-            for i in range(start, min(start + n, SEEDS))
+            for i in seeds[start : start + n]
         ]
+
+    def _mapped(self, split: Split, n: int) -> Sequence[int]:
+        """The first `n` seeds that have a map, counted from the fold's first; found by trying, once in a process."""
+        tried, good = _MAPPED.setdefault((self._parameters, split), ([], []))
+        if len(good) >= n or len(tried) == SEEDS:
+            return good
+        server = self.servers.take(self.reset_timeout / 2, self._key)
+        try:
+            while len(good) < n and len(tried) < SEEDS:
+                i = len(tried)
+                with contextlib.suppress(JavaRaised):
+                    _Game(server, self.game, self._parameters, FIRST_SEED[split] + i, split)
+                    good.append(i)
+                tried.append(i)
+                if not good and len(tried) == 100:
+                    raise ConfigError(f"the game 'mapreader' finds no map with {self._parameters}; choose a smaller maxDistanceApart")
+        finally:
+            self.servers.give(server)
+        return good
 
     def reset(self, task: Task) -> str:
         asked = (task.data.get("game", self.game), task.data.get("parameters", self._parameters))
         if asked != (self.game, self._parameters):
             raise EnvError(f"task {task.id!r} is of {asked}, but this environment plays {(self.game, self._parameters)}")
-        server = self._begin(f"{self.game} {self._parameters}")
+        server = self._begin(self._key)
         self._task = task
         self._taken: list[str] = []
         self._plan, self._hopeless, self._over = (), False, False
@@ -229,13 +257,18 @@ def _renew_sorting(server: Server, seed: int, fold: str) -> None:
     The package makes a problem's objects once and puts them into every game of the problem, so that two games of one task
     would take them from each other. This runs the method that made them again; Java allows that by reflection only.
     """
-    problems = server.run(lambda: server.machine.cls("textworldexpress.data.SortingProblemGenerator").getProblem(seed, fold).get())
-    kind = problems.getClass()
-    nothing = server.machine.gateway.new_array(server.machine.gateway.jvm.java.lang.Class, 0)
-    make, items = kind.getDeclaredMethod("getOrderedItems", nothing), kind.getDeclaredField("orderedItems")
-    make.setAccessible(True)
-    items.setAccessible(True)
-    items.set(problems, make.invoke(problems, server.machine.gateway.new_array(server.machine.gateway.jvm.java.lang.Object, 0)))
+    machine = server.machine
+    java = machine.gateway.jvm.java.lang
+
+    def renew() -> None:
+        problem = getattr(machine.cls("textworldexpress.data.SortingProblemGenerator$"), "MODULE$").getProblem(seed, fold).get()
+        make = problem.getClass().getDeclaredMethod("getOrderedItems", machine.gateway.new_array(java.Class, 0))
+        items = problem.getClass().getDeclaredField("orderedItems")
+        make.setAccessible(True)
+        items.setAccessible(True)
+        items.set(problem, make.invoke(problem, machine.gateway.new_array(java.Object, 0)))
+
+    server.run(renew)
 
 
 class _Planner:
@@ -262,11 +295,14 @@ class _Planner:
         return game
 
     def _walk(self, start: list[str], seed: int) -> list[str]:
-        """What the agent does behind `start`. Its list is of the whole game, in some with the look around that begins it."""
+        """What the agent does behind `start`, without the look around that it begins with.
+
+        Its list is of the whole game, at whose beginning most games look around themselves.
+        """
         path = self._behind(start).walk(seed)
         for head in ([_LOOK, *start], start):
             if path[: len(head)] == head:
-                return path[len(head) :]
+                return path[len(head) + (path[len(head) :][:1] == [_LOOK]) :]
         return []
 
     def _detours(self) -> Iterator[list[str]]:
