@@ -59,8 +59,7 @@ def nothing_is_left():
     RESULTS.clear()
     yield
     close_shared()
-    gc.collect()
-    wait_until(lambda: open_connections() == 0, "connections close")
+    wait_until(lambda: gc.collect() >= 0 and open_connections() == 0, "connections close")  # check_env leaves some to the collector
 
 
 def wait_until(condition, what, seconds=20.0):
@@ -77,8 +76,8 @@ def spec(place, *options, server="server", tasks=None, **more):
     return ",".join([f"mcp:{server}={what}", *(f"{key}={value}" for key, value in more.items()), *options])
 
 
-def call(name, **arguments):
-    return ToolCall(name=name, arguments=arguments, id="call_0")
+def call(tool, /, **arguments):
+    return ToolCall(name=tool, arguments=arguments, id="call_0")
 
 
 def scripted(*plan):
@@ -112,7 +111,7 @@ def test_the_examples_task_file_is_what_it_says():
 
 
 def test_in_process_it_keeps_the_contract(place):
-    report = check_env(spec(place, hide="die,hang,block,big,breed,environment"), tasks=2, processes=False)
+    report = check_env(spec(place, hide="die,hang,block,big,breed,environment,boom")  # pytest's log keeps what boom raises, tasks=2, processes=False)
     assert report.ok, report
     assert not report.warnings, report
 
@@ -264,7 +263,8 @@ def by_answer(answer, expected):
 
 async def by_calls(calls, task, rollout, i):
     made = [(c["name"], c["arguments"], c["output"]) for c in calls]
-    return {"reward": 0.5, "success": made == [("lookup", {"name": "Rosa"}, "boss Joe")] and (task, i) == ("mcp/q0", 0) and "q0#0@" in rollout}
+    known = made == [("lookup", {"name": "Rosa"}, "boss Joe")] and (task, i) == ("mcp/q0", 0)
+    return {"reward": 0.5, "success": known and rollout.startswith("mcp/q0#0@")}
 
 def everything(**facts):
     return (1.0, sorted(facts) == ["answer", "calls", "expected", "i", "prompt", "rollout", "split", "task"])
@@ -315,7 +315,7 @@ def test_a_grader_that_fails_is_no_zero_reward(place, graders, function, says):
 
 
 def test_grading_tools_that_fail(place, tmp_path):
-    with pytest.raises(EnvError, match="the grader 'tool:misjudge' graded with 'very good'"):
+    with pytest.raises(EnvError, match=r"the grader 'tool:misjudge' graded with .*'very good'"):
         play(spec(place, grader="tool:misjudge"), call("answer", text="Joe"))
     tasks = write_tasks(tmp_path / "t.jsonl", {"id": 1, "prompt": "?", "data": {"name": "Mia"}})
     with pytest.raises(EnvError, match=r"tool 'lookup' of .* could not grade: .*no page of Mia"):
@@ -327,7 +327,7 @@ def test_graders_that_cannot_be_used(place, graders):
         play(spec(place, grader=f"{graders}:wants_more"), call("answer", text="Joe"))
     with pytest.raises(ConfigError, match=r"graders.py has no function 'by_anwser'. Did you mean 'by_answer'"):
         load_env(spec(place, grader=f"{graders}:by_anwser"))()
-    with pytest.raises(ConfigError, match="'judge' names no function; expected path/to/file.py:name"):
+    with pytest.raises(ConfigError, match=r"'judge' names no function; expected path/to/file.py:name"):
         load_env(spec(place, grader="judge"))()
     with pytest.raises(
         ConfigError, match=r"option 'grader' names a tool 'jugde' that the MCP server .* does not have. Did you mean 'judge'"

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 
@@ -30,8 +31,8 @@ from whet.types import Stop, Task, ToolCall
 TASK = Task(id="odd/train/0", env="odd", split="train", seed=3)
 
 
-def call(name, error=None, **arguments):
-    return ToolCall(name=name, arguments=arguments, error=error, id=f"id_{name}")
+def call(tool, /, error=None, **arguments):
+    return ToolCall(name=tool, arguments=arguments, error=error, id=f"id_{tool}")
 
 
 def step(env, *calls):
@@ -175,7 +176,7 @@ class Flaky(Env):
 
     inline = False
     _random = random.Random(0)
-    made = Counter()
+    made: ClassVar = Counter()
 
     def reset(self, task):
         return "go"
@@ -315,7 +316,7 @@ def test_an_environment_and_a_tool_say_how_much_is_shown():
 class Library(Env):
     """Counts how often its tools really run."""
 
-    runs = Counter()
+    runs: ClassVar = Counter()
     inline = False
 
     def __init__(self, volume: int = 1) -> None:
@@ -498,7 +499,7 @@ def test_more_calls_than_recorded_and_episodes_that_were_not(tmp_path):
     rollout(scripted(*PLAN), record_calls(EnvFactory(Odd), log), [TASK])
     lines = log.read_text().splitlines()
     log.write_text("\n".join(lines[:3]) + "\n" + lines[3][:20])
-    with pytest.raises(EnvError, match="3 calls are recorded in .*, and call 4 is hang"):
+    with pytest.raises(EnvError, match=r"3 calls are recorded in .*, and call 4 is hang"):
         rollout(scripted(*PLAN), replay_calls(EnvFactory(Odd), log), [TASK])
     env = replay_calls(EnvFactory(Odd), log)()
     env.reset(TASK)

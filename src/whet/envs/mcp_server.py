@@ -5,9 +5,10 @@
 
 Beside the environment's own tools (or `act`, where it takes text) there are `reset`, which begins an episode and names it,
 `status`, which says what it has earned, and `close`. Each result holds the observation as text and, structured,
-`episode`, `reward` (of this call), `total`, `terminated`, `truncated` and `success`. A tool takes the episode's name as
-another argument; it may be left out while only one is open. MCP connections no longer have a state that an episode could
-be tied to, so the name is what keeps several clients apart. Test tasks are served only where `splits` says so.
+`episode`, `reward` (of this call; of `status`, all of it), `total`, `terminated`, `truncated` and `success`. A tool takes
+the episode's name as another argument; it may be left out while only one is open. MCP connections no longer have a state
+that an episode could be tied to, so the name is what keeps several clients apart. Test tasks are served only where `splits`
+says so.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _OBSERVED = {
     "properties": {
         "episode": {"type": "string"},
         "observation": {"type": "string"},
-        "reward": {"type": "number", "description": "Of this call."},
+        "reward": {"type": "number", "description": "Of this call; of status, the total."},
         "total": {"type": "number", "description": "Of the episode so far."},
         "terminated": {"type": "boolean"},
         "truncated": {"type": "boolean"},
@@ -128,7 +129,7 @@ class Episodes:
             return await self._reset(arguments), False
         played = self._find(arguments.pop(EPISODE, None))
         if ours == "status":
-            return played.record(""), False
+            return played.record("", played.total), False
         if ours == "close":
             self._played.pop(played.id)
             await _settled(played.env.close)
