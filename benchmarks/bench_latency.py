@@ -152,20 +152,26 @@ def main() -> None:
     about = machine("whet", "torch")
     print(f"{about['cpu']}, {about['cores']} cores, load {about['load'][0]:.1f}; {args.threads} thread(s), model {args.model}")
     print(f"{args.episodes} episodes, {args.in_flight} in flight, tools take {args.latency:g} s; beside it the same without latency")
-    print(
-        f"{'':<9}{'busy whole':>11}{'steady':>8}{'tokens/s':>10}{'at 0 s':>9}{'ratio':>7}{'per step':>10}{'prompt':>8}{'evicted':>9}{'core':>6}"
-    )
+    heads = ("busy whole", "steady", "tokens/s", "at 0 s", "ratio", "per step", "prompt", "evicted", "core")
+    print(" " * 9 + "".join(f"{head:>11}" for head in heads))
     rounds = []
     for number in range(args.rounds + 1):
         slow, fast = measure(args, args.latency), measure(args, 0.0)
         ratio = slow.tokens_per_second / fast.tokens_per_second
         if number:
             rounds.append({"slow": asdict(slow), "fast": asdict(fast), "ratio": ratio})
-        print(
-            f"{f'round {number}' if number else 'warm-up':<9}{slow.whole:>11.1%}{slow.steady:>8.1%}{slow.tokens_per_second:>10,.0f}{fast.tokens_per_second:>9,.0f}"
-            f"{ratio:>7.2f}{slow.tokens_per_step:>10.0f}{slow.prompt_per_episode:>8.0f}{slow.evicted:>9,}{slow.processor:>6.0%}",
-            flush=True,
+        cells = (
+            f"{slow.whole:.1%}",
+            f"{slow.steady:.1%}",
+            f"{slow.tokens_per_second:,.0f}",
+            f"{fast.tokens_per_second:,.0f}",
+            f"{ratio:.2f}",
+            f"{slow.tokens_per_step:.0f}",
+            f"{slow.prompt_per_episode:.0f}",
+            f"{slow.evicted:,}",
+            f"{slow.processor:.0%}",
         )
+        print(f"{f'round {number}' if number else 'warm-up':<9}" + "".join(f"{cell:>11}" for cell in cells), flush=True)
     result = {key: spread([r["slow"][key] for r in rounds]) for key in ("whole", "steady", "tokens_per_second", "tokens_per_step")}
     result["ratio"] = spread([r["ratio"] for r in rounds])
     print(f"\nbusy, the whole: {result['whole']['median']:.1%} ({result['whole']['min']:.1%}-{result['whole']['max']:.1%})")

@@ -144,6 +144,9 @@ def test_the_interval_of_one_category_is_the_usual_one():
         assert stratified_interval([(7.0, values)]) == pytest.approx(proportion_interval(values))
         assert stratified_interval([(1.0, values)], proportion=False) == pytest.approx(mean_interval(values))
     assert stratified_interval([(1, np.ones(1)), (1, np.ones(50))]) == (0.0, 1.0)
+    # One right answer among 400 tasks beside 200 wrong ones: the 200 have no spread, and are still only 200.
+    some = np.r_[1.0, np.zeros(399)]
+    assert stratified_interval([(1, some), (9, np.zeros(200))])[1] > 0.01
     assert stratified_interval([(1, np.ones(1))], proportion=False) == (-math.inf, math.inf)
 
 

@@ -4,6 +4,7 @@ import asyncio
 import collections
 import inspect
 import json
+import os
 import random
 
 import pytest
@@ -104,6 +105,17 @@ def test_other_splits_and_learning_are_refused(split):
 def test_what_there_is_not(spec, told):
     with pytest.raises(ConfigError, match=told):
         load_env(spec)()
+
+
+def test_nothing_is_written_beside_the_package():
+    """Its import makes directories for results there, unless told otherwise."""
+    from pathlib import Path
+
+    import bfcl_eval
+
+    site = Path(next(iter(bfcl_eval.__path__))).parent
+    assert not [name for name in ("result", "score", ".file_locks") if (site / name).exists()]
+    assert "BFCL_PROJECT_ROOT" not in os.environ
 
 
 # -- what the model sees ---------------------------------------------------------------------------------------------------------

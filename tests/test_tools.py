@@ -301,3 +301,228 @@ def test_hooks_default_to_nothing():
     assert env.expert(random.Random(0)) is None
     assert env.random_action(random.Random(0)) is None
     assert env.reflect(()) is None
+
+
+# -- docstrings ----------------------------------------------------------------------------------------------------------
+
+
+def google(item: str, days: int = 3) -> str:
+    """Send an item
+    to the customer.
+
+    This is for programmers.
+
+    Args:
+        item: What to send,
+            and from where:
+            the warehouse.
+        days (int, optional): how long it may take.
+
+    Returns:
+        item: of no interest here.
+    """
+
+
+def numpy_style(item: str, days: int = 3) -> str:
+    """Send an item
+    to the customer.
+
+    This is for programmers.
+
+    Parameters
+    ----------
+    item : str
+        What to send,
+        and from where:
+        the warehouse.
+    days : int, optional
+        how long it may take.
+
+    Returns
+    -------
+    item
+        of no interest here.
+    """
+
+
+def sphinx(item: str, days: int = 3) -> str:
+    """Send an item
+    to the customer.
+
+    This is for programmers.
+
+    :param str item: What to send,
+        and from where:
+        the warehouse.
+    :param days: how long it may take.
+    :returns: item: of no interest here.
+    """
+
+
+@pytest.mark.parametrize("function", [google, numpy_style, sphinx])
+def test_docstrings_of_three_styles_say_the_same(function):
+    described = describe(function)
+    assert described.description == "Send an item to the customer."
+    told = {name: spec.get("description") for name, spec in described.parameters["properties"].items()}
+    assert told == {"item": "What to send, and from where: the warehouse.", "days": "how long it may take."}
+
+
+def test_docstrings_that_begin_with_their_arguments_or_share_a_line():
+    def move(x: int, y: int, how: str) -> str:
+        """
+        Parameters
+        ----------
+        x, y : int
+            Where to.
+        how
+            In what manner.
+        """
+
+    described = describe(move)
+    assert described.description == ""
+    told = [spec["description"] for spec in described.parameters["properties"].values()]
+    assert told == ["Where to.", "Where to.", "In what manner."]
+
+    def note(ratio: str) -> str:
+        "Note: this is prose, and so is Args: here."
+
+    assert describe(note).description == "Note: this is prose, and so is Args: here."
+
+
+# -- schemas -------------------------------------------------------------------------------------------------------------
+
+
+class Place(BaseModel):
+    """Somewhere."""
+
+    title: str = Field(description="Its name.")
+    at: Point
+
+
+class Chain(BaseModel):
+    next: Optional["Chain"] = None
+
+
+def travel(to: Place, via: list[Place], hurry: bool = False, note: str | None = None) -> str:
+    """Go there.
+
+    Args:
+        hurry: whether to run
+    """
+
+
+POINT = {"type": "object", "properties": {"x": {"type": "integer"}, "y": {"type": "integer", "default": 0}}, "required": ["x"]}
+PLACE = {
+    "type": "object",
+    "description": "Somewhere.",
+    "properties": {"title": {"type": "string", "description": "Its name."}, "at": POINT},
+    "required": ["title", "at"],
+}
+
+
+def test_nested_models_keep_their_definitions_without_titles():
+    parameters = describe(travel).parameters
+    assert parameters["properties"]["to"] == {"$ref": "#/$defs/Place"}
+    assert parameters["$defs"]["Place"]["properties"] == {
+        "title": {"type": "string", "description": "Its name."},
+        "at": {"$ref": "#/$defs/Point"},
+    }, "a field called title stays, the titles that pydantic makes up go"
+    assert parameters["$defs"]["Point"] == POINT
+
+
+def test_a_flat_schema_has_no_references():
+    flat = describe(travel).styled("flat")
+    assert flat.parameters == {
+        "type": "object",
+        "properties": {
+            "to": PLACE,
+            "via": {"type": "array", "items": PLACE},
+            "hurry": {"type": "boolean", "default": False, "description": "whether to run"},
+            "note": {"anyOf": [{"type": "string"}, {"type": "null"}], "default": None},
+        },
+        "required": ["to", "via"],
+    }
+    assert "strict" not in flat.schema()["function"]
+    checked = flat.check({"to": {"title": "inn", "at": {"x": 1}}, "via": []})
+    assert checked == {"to": Place(title="inn", at=Point(x=1)), "via": [], "hurry": False, "note": None}
+
+
+def test_a_strict_schema_demands_everything_and_allows_nothing_else():
+    strict = describe(travel).styled("strict")
+    assert strict.schema()["function"]["strict"] is True
+    parameters = strict.parameters
+    assert parameters["required"] == ["to", "via", "hurry", "note"]
+    assert parameters["additionalProperties"] is False
+    assert parameters["properties"]["hurry"] == {"type": "boolean", "description": "whether to run Default: False."}
+    assert parameters["properties"]["note"] == {"anyOf": [{"type": "string"}, {"type": "null"}]}
+    point = parameters["properties"]["via"]["items"]["properties"]["at"]
+    assert point == {
+        "type": "object",
+        "properties": {"x": {"type": "integer"}, "y": {"type": "integer", "description": "Default: 0."}},
+        "required": ["x", "y"],
+        "additionalProperties": False,
+    }
+
+    def empty() -> str:
+        "Nothing to say."
+
+    assert describe(empty).styled("strict").parameters == {
+        "type": "object",
+        "properties": {},
+        "required": [],
+        "additionalProperties": False,
+    }
+
+
+def test_schemas_that_have_no_such_form():
+    def follow(chain: Chain) -> str:
+        "Follow."
+
+    with pytest.raises(ConfigError, match="tool 'follow' cannot be written flat: 'Chain' contains itself"):
+        describe(follow).styled("flat")
+
+    def weigh(weights: dict[str, float]) -> str:
+        "Weigh."
+
+    with pytest.raises(ConfigError, match="tool 'weigh' cannot be strict: an argument is a dict with any keys"):
+        describe(weigh).styled("strict")
+
+    def pair(both: tuple[int, str]) -> str:
+        "Pair."
+
+    with pytest.raises(ConfigError, match="tool 'pair' cannot be strict: its schema needs 'prefixItems'"):
+        describe(pair).styled("strict")
+    with pytest.raises(ConfigError, match="tool_schema is 'curly'"):
+        describe(pair).styled("curly")
+
+
+def test_an_environment_chooses_how_its_tools_are_described():
+    class Trip(Env):
+        tool_schema = "flat"
+
+        @tool
+        def go(self, to: Point) -> str:
+            "Go."
+
+    assert Trip().tools[0].parameters["properties"]["to"] == POINT
+    trip = Trip()
+    trip.tool_schema = "strict"
+    assert trip.tools[0].strict
+    assert not Trip().tools[0].strict
+
+
+def test_options_of_a_tool():
+    class Library(Env):
+        @tool(pure=True, max_output=100)
+        def read(self, page: int) -> str:
+            "Read."
+
+        @tool(pure="global")
+        def define(self, word: str) -> str:
+            "Define."
+
+    assert [(t.name, t.pure, t.max_output) for t in Library().tools] == [("read", True, 100), ("define", "global", None)]
+    with pytest.raises(ConfigError, match="pure is 'always'; expected True, False or 'global'"):
+        tool(pure="always")
+    with pytest.raises(ConfigError, match="max_output is 0"):
+        tool(max_output=0)

@@ -20,6 +20,7 @@ COMMANDS = {
     "methods": "the methods, with their papers and options",
     "envs": "the environments, with their options",
     "report": "write the page of a run or a comparison",
+    "preflight": "whether an environment bears training: speed, errors, replay, leaks",
     "doctor": "what works on this machine, and what is missing",
 }
 _MODULES = {"eval": "evaluate", "methods": "lists", "envs": "lists", "report": "lists"}
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def usage() -> str:
     """The text of `whet --help`."""
-    lines = [f"  {name:<9} {text}" for name, text in COMMANDS.items()]
+    lines = [f"  {name:<10} {text}" for name, text in COMMANDS.items()]
     return "\n".join(
         [
             "whet makes LLM agents better and proves it.",

@@ -9,6 +9,7 @@ import os
 import platform
 import shutil
 import sqlite3
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -53,6 +54,7 @@ def checks() -> dict[str, tuple[str, str]]:
         found |= _torch()
     found["base model"] = _base_model()
     found["sqlite"] = _sqlite()
+    found |= sandboxes()
     free = shutil.disk_usage(".").free
     found["disk"] = ("ok" if free > _NEEDED else "FAIL", f"{free / (1 << 30):.1f} GB free here (at least {_NEEDED >> 30} GB is advised)")
     found["temp dir"] = _writable(Path(tempfile.gettempdir()))
@@ -99,6 +101,32 @@ def _sqlite() -> tuple[str, str]:
     with tempfile.TemporaryDirectory() as directory:
         mode = sqlite3.connect(Path(directory) / "x.db").execute("pragma journal_mode = wal").fetchone()[0]
     return ("ok" if mode == "wal" else "FAIL"), f"{sqlite3.sqlite_version}, journal mode {mode}"
+
+
+def sandboxes() -> dict[str, tuple[str, str]]:
+    """What each kind of sandbox would run with here, or what it lacks. The first is tried, not only looked for."""
+    from whet.tools.sandbox import SandboxUnavailable, open_sandbox
+
+    try:
+        with open_sandbox("process") as sandbox:
+            found = {"process box": ("ok", f"code is confined by {', '.join(sandbox.capabilities.details)} (sandboxes process and zygote)")}
+    except SandboxUnavailable as error:
+        found = {"process box": ("-", str(error))}
+    found["monty"] = _package("pydantic-monty", "monty")
+    command = next((name for name in ("docker", "podman") if shutil.which(name)), None)
+    if command is None:
+        return found | {"container": ("-", "neither docker nor podman is installed; the sandbox 'container' needs one")}
+    try:
+        answer = subprocess.run([command, "version", "--format", "{{.Server.Version}}"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError) as error:
+        return found | {"container": ("-", f"{command} does not answer: {error}")}
+    works = answer.returncode == 0
+    told = (
+        f"{command} {answer.stdout.strip()}"
+        if works
+        else f"{command} is installed, but its daemon does not answer; start it, or use podman"
+    )
+    return found | {"container": ("ok" if works else "-", told)}
 
 
 def _writable(path: Path) -> tuple[str, str]:

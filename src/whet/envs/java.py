@@ -38,6 +38,10 @@ OPTIONS = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto")
 logging.getLogger("py4j").addHandler(logging.NullHandler())
 
 
+class JavaRaised(EnvError):
+    """A Java method raised an exception; the machine goes on."""
+
+
 class Machine:
     """A running Java virtual machine with py4j's gateway in it, reached over a local port that asks for a secret."""
 
@@ -51,7 +55,9 @@ class Machine:
             raise MissingExtra(f"{told}. Install one, such as: apt-get install default-jre-headless")
         self.name, self.answer_s = name, answer_s
         self.users = self.served = 0
+        self.lock = threading.Lock()
         self._classes: dict[str, Any] = {}
+        self._kept: dict[str, list[Any]] = {}
         self._said: deque[str] = deque(maxlen=8)
         command = [java, f"-Xmx{memory}m", *OPTIONS, "-classpath", os.pathsep.join((find_jar_path(), jar))]
         # It leaves when its standard input ends, that is with this process, and lives in a session of its own, so that
@@ -111,8 +117,19 @@ class Machine:
     def alive(self) -> bool:
         return self.process.poll() is None
 
+    def keep(self, key: str, thing: Any) -> None:
+        """Put a Java object aside for whoever asks for this key next."""
+        with self.lock:
+            self._kept.setdefault(key, []).append(thing)
+
+    def kept(self, key: str) -> Any:
+        """A Java object that was put aside, or None."""
+        with self.lock:
+            things = self._kept.get(key)
+            return things.pop() if things else None
+
     def cls(self, name: str) -> Any:
-        """The constructor of a Java class."""
+        """The constructor of a Java class, or its companion object where the name ends in `$`."""
         if name not in self._classes:
             found: Any = self.gateway.jvm
             for part in name.split("."):
@@ -142,12 +159,22 @@ def _paths() -> str:
 class Server:
     """One Java object for one episode."""
 
-    def __init__(self, machine: Machine, cls: str) -> None:
+    def __init__(self, machine: Machine, cls: str, key: str = "") -> None:
+        """An object of the class `cls`: one that was kept under this key, or a new one."""
         self.machine = machine
         self.broken = False
+        self.ready = True
+        """Whether the object has been made what its key says; whoever does that sets this, and the object is kept for later."""
+        self._cls, self._key = cls, key
         self._busy = 0
-        self.object: Any = None
-        self.object = self.make(cls)
+        self.object: Any = machine.kept(key) if key else None
+        if self.object is None:
+            self.ready = False
+            self.object = self.make(cls)
+
+    def beside(self) -> Server:
+        """Another one in the same machine, to be released by the caller."""
+        return Server(self.machine, self._cls, self._key)
 
     def make(self, cls: str, *args: Any) -> Any:
         """A new Java object of this class, in this server's machine."""
@@ -158,7 +185,7 @@ class Server:
         return self.run(getattr(self.object, method), *args)
 
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
-        """What a function in the machine returns; lists are fetched whole. Raises EnvError where Java raised, died or hung."""
+        """What a function in the machine returns; lists are fetched whole. Raises JavaRaised, or EnvError where Java died or hung."""
         from py4j.java_collections import JavaArray, JavaList
         from py4j.protocol import Py4JError, Py4JJavaError
 
@@ -169,7 +196,7 @@ class Server:
         except Py4JJavaError as error:
             told = str(error.java_exception)
             self.broken = self.broken or "OutOfMemoryError" in told
-            raise EnvError(f"Java raised an exception in the environment {self.machine.name!r}: {told}") from None
+            raise JavaRaised(f"Java raised an exception in the environment {self.machine.name!r}: {told}") from None
         except (Py4JError, OSError, AttributeError) as error:
             self.broken = True
             if self.machine.alive():
@@ -184,9 +211,9 @@ class Server:
         """Let go of the Java object. Whether the machine may be used by others."""
         if self._busy:  # a call that hung was abandoned
             self.broken = True
-        if not self.broken:
-            with contextlib.suppress(Exception):
-                self.machine.gateway.detach(self.object)
+        if self.ready and self._key and not self.broken:
+            self.machine.keep(self._key, self.object)
+        self.object = None  # py4j tells Java when nobody holds it any more
         return not self.broken
 
 
@@ -214,8 +241,8 @@ class Servers:
         share: int = 64,
         recycle: int = 2000,
         memory: int = MEMORY_MB,
-        start_s: float = 30.0,
-        answer_s: float = 30.0,
+        start_s: float = 100.0,
+        answer_s: float = 60.0,
     ) -> None:
         self.name, self.share, self.recycle = name, share, recycle
         self._cls = cls
@@ -234,11 +261,14 @@ class Servers:
         self._lost: deque[Server] = deque()
         """Servers of episodes that were never closed; garbage collection may come at any moment, so it only notes them here."""
 
-    def take(self, timeout: float) -> Server:
-        """A new server. Raises EnvError after `timeout` seconds in which every machine was full, or where none can be started."""
+    def take(self, timeout: float, key: str = "") -> Server:
+        """A server, which has an object that was kept under `key` if there is one.
+
+        Raises EnvError after `timeout` seconds in which every machine was full, or where none can be started.
+        """
         machine = self._place(time.monotonic() + timeout, timeout).machine or self._start(timeout)
         try:
-            return Server(machine, self._cls)
+            return Server(machine, self._cls, key)
         except BaseException:
             self._leave(machine, broken=True)
             raise
@@ -303,11 +333,16 @@ class Servers:
 
 
 class JavaEnv(Env):
-    """An environment whose episode is a Java object. A subclass says which in `servers`."""
+    """An environment whose episode is a Java object. A subclass says which in `servers`.
+
+    Calls take a fraction of a millisecond, less than a change of threads, so they are made inline, and runs can be repeated
+    exactly. A machine that dies or hangs ends them with EnvError.
+    """
 
     servers: ClassVar[Servers]
-    reset_timeout = 120.0
+    reset_timeout = 240.0
     """A machine may have to be started first."""
+    step_timeout = 90.0
     max_concurrent = 256
     """As many as there is room for in the machines."""
 
@@ -315,16 +350,17 @@ class JavaEnv(Env):
     _closed = False
     _net: Any = None
 
-    def _begin(self) -> None:
-        """Take a server for the episode."""
+    def _begin(self, key: str = "") -> Server:
+        """Take a server for the episode, made what `key` says if one was kept."""
         self._release()
-        server = self.servers.take(self.reset_timeout / 2)
+        server = self.servers.take(self.reset_timeout / 2, key)
         self._server = server
         self._net = weakref.finalize(self, self.servers.lost, server)
         self._net.atexit = False
         if self._closed:  # a rollout has given this episode up while the machine was being started
             self._release()
             raise EnvError("closed while it began")
+        return server
 
     def _running(self) -> Server:
         """The episode's server. Raises EnvError before `reset` and after `close`."""

@@ -13,6 +13,7 @@ recipes in cookingworld, problems in arithmetic and sorting.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import re
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from whet.envs.base import Action, Step
-from whet.envs.java import JavaEnv, Server, Servers
+from whet.envs.java import JavaEnv, JavaRaised, Server, Servers
 from whet.errors import ConfigError, EnvError, did_you_mean, missing_extra
 from whet.types import Split, Task
 
@@ -48,6 +49,8 @@ SEEDS = 1000
 """In each fold."""
 INTERFACE = "textworldexpress.runtime.PythonInterface"
 _NAMES = frozenset(name for parameters in PARAMETERS.values() for name in parameters)
+_MAPPED: dict[tuple[str, Split], tuple[list[int], list[int]]] = {}
+"""Of mapreader, by parameters and split: the seeds that were tried, and those that have a map."""
 _LOOK = "look around"
 _BACK = {"north": "south", "south": "north", "east": "west", "west": "east"}
 _WALKS = 10
@@ -101,33 +104,58 @@ class TextWorldExpress(JavaEnv):
         self.game = game
         self.max_turns = max_turns  # type: ignore[misc]
         self._parameters = ",".join(f"{key}={value}" for key, value in chosen.items())
+        self._key = f"{game} {self._parameters}"
         self._listed, self._short, self._by_score = actions, text == "short", reward == "score"
         self._plan: Sequence[str] = ()
         """What the expert means to do, from the first action on."""
 
     def tasks(self, split: Split, n: int, start: int = 0) -> list[Task]:
-        """The official seeds of a fold, 1,000 of them, in their order."""
+        """The official seeds of a fold, 1,000 of them, in their order.
+
+        Of mapreader, those for which the package finds a map: some have none where the coin is to lie far away. Raises
+        ConfigError where there is none at all.
+        """
         data = {"game": self.game, "parameters": self._parameters}
         label = f"{self.game}({self._parameters})" if self._parameters else self.game
+        seeds = self._mapped(split, start + n) if self.game == "mapreader" else range(SEEDS)
         return [
             Task(id=f"{self.name}/{label}/{split}/{i}", env=self.name, split=split, seed=FIRST_SEED[split] + i, data=data)
-            for i in range(start, min(start + n, SEEDS))
+            for i in seeds[start : start + n]
         ]
+
+    def _mapped(self, split: Split, n: int) -> Sequence[int]:
+        """The first `n` seeds that have a map, counted from the fold's first; found by trying, once in a process."""
+        tried, good = _MAPPED.setdefault((self._parameters, split), ([], []))
+        if len(good) >= n or len(tried) == SEEDS:
+            return good
+        server = self.servers.take(self.reset_timeout / 2, self._key)
+        try:
+            while len(good) < n and len(tried) < SEEDS:
+                i = len(tried)
+                with contextlib.suppress(JavaRaised):
+                    _Game(server, self.game, self._parameters, FIRST_SEED[split] + i, split)
+                    good.append(i)
+                tried.append(i)
+                if not good and len(tried) == 100:
+                    raise ConfigError(f"the game 'mapreader' finds no map with {self._parameters}; choose a smaller maxDistanceApart")
+        finally:
+            self.servers.give(server)
+        return good
 
     def reset(self, task: Task) -> str:
         asked = (task.data.get("game", self.game), task.data.get("parameters", self._parameters))
         if asked != (self.game, self._parameters):
             raise EnvError(f"task {task.id!r} is of {asked}, but this environment plays {(self.game, self._parameters)}")
-        self._begin()
+        server = self._begin(self._key)
         self._task = task
         self._taken: list[str] = []
         self._plan, self._hopeless, self._over = (), False, False
-        self._play = self._new_game()
+        self._play = self._new_game(server)
         return f"task: {self._play.task()}\n{self._observation()}"
 
-    def _new_game(self, *, gold: bool = False, own: bool = False) -> _Game:
-        """The task's game from its beginning; on an object of its `own`, or in place of the episode's."""
-        return _Game(self._running(), self.game, self._parameters, self._task.seed, self._task.split, gold=gold, own=own)
+    def _new_game(self, server: Server) -> _Game:
+        """The task's game from its beginning, in place of the one that the server has."""
+        return _Game(server, self.game, self._parameters, self._task.seed, self._task.split)
 
     def step(self, action: Action) -> Step:
         """One action, which is what follows the last colon of the text's last line; the game answers invalid ones itself."""
@@ -154,14 +182,17 @@ class TextWorldExpress(JavaEnv):
         return Action(text=rng.choice(self._play.actions))
 
     def expert(self, rng: random.Random) -> Action | None:
-        """The package's gold path from the start; off it, what the package's agent does from here.
+        """What the agent does that makes the package's gold paths, from here on.
 
         None once no path from a state leads to success any more, such as after an ingredient has been eaten. The agents
-        wander until they see what they look for, so their paths are not the shortest.
+        wander until they see what they look for, so their paths are not the shortest. The package draws its own gold paths
+        without a seed; these are drawn from fixed ones.
         """
         done = len(self._taken)
         if not self._hopeless and (list(self._plan[:done]) != self._taken or len(self._plan) <= done):
-            self._plan = _Planner(self._new_game, self._taken).plan()
+            server = self._running().beside()
+            self._plan = _Planner(lambda: self._new_game(server), self._taken).plan()
+            server.release()
             self._hopeless = len(self._plan) <= done
         return Action(text=self._plan[done]) if len(self._plan) > done and not self._hopeless else None
 
@@ -183,17 +214,18 @@ def shorten(text: str) -> str:
 
 
 class _Game:
-    """A game under way, with what Java said about it last."""
+    """A game under way on a server, with what Java said about it last."""
 
-    def __init__(self, server: Server, game: str, parameters: str, seed: int, fold: str, *, gold: bool, own: bool) -> None:
+    def __init__(self, server: Server, game: str, parameters: str, seed: int, fold: str) -> None:
         self._server = server
-        self._object = server.make(INTERFACE) if own else server.object
-        if problem := self._ask("load", game, parameters):
-            raise EnvError(f"textworldexpress cannot load the game {game!r} with {parameters!r}: {problem}")
-        self._read(self._ask("generateNewGameJSON", seed, fold, gold))
-
-    def _ask(self, method: str, *args: Any) -> Any:
-        return self._server.run(getattr(self._object, method), *args)
+        if not server.ready:
+            if problem := server.call("load", game, parameters):
+                raise EnvError(f"textworldexpress cannot load the game {game!r} with {parameters!r}: {problem}")
+            server.ready = True
+        with server.machine.lock:
+            if game == "sorting":
+                _renew_sorting(server, seed, fold)
+            self._read(server.call("generateNewGameJSON", seed, fold, False))
 
     def _read(self, answer: str) -> None:
         self.state: dict[str, Any] = json.loads(answer)
@@ -206,57 +238,72 @@ class _Game:
 
     def task(self) -> str:
         """What the player is told to do."""
-        return " ".join(self._ask("getTaskDescription").split())
+        return " ".join(self._server.call("getTaskDescription").split())
 
     def step(self, action: str) -> None:
-        self._read(self._ask("stepJSON", action))
-
-    def gold(self) -> list[str]:
-        """The path that the package made together with the game."""
-        return list(self._ask("getGoldActionSequence"))
+        self._read(self._server.call("stepJSON", action))
 
     def walk(self, seed: int) -> list[str]:
         """All that was done in this game, after the package's agent has played it on to its end."""
-        game = self._ask("game")
+        server, game = self._server, self._server.call("game")
         agent = f"textworldexpress.goldagent.{game.getClass().getSimpleName().removesuffix('Game')}GoldAgent"
-        played = self._server.run(self._server.make(agent, game).mkGoldPath, self._server.make("scala.util.Random", seed))
-        return list(self._server.run(played._2))
+        played = server.run(server.make(agent, game).mkGoldPath, server.make("scala.util.Random", seed))
+        return list(server.run(played._2))
+
+
+def _renew_sorting(server: Server, seed: int, fold: str) -> None:
+    """Give the next game of this sorting problem objects of its own.
+
+    The package makes a problem's objects once and puts them into every game of the problem, so that two games of one task
+    would take them from each other. This runs the method that made them again; Java allows that by reflection only.
+    """
+    machine = server.machine
+    java = machine.gateway.jvm.java.lang
+
+    def renew() -> None:
+        problem = getattr(machine.cls("textworldexpress.data.SortingProblemGenerator$"), "MODULE$").getProblem(seed, fold).get()
+        make = problem.getClass().getDeclaredMethod("getOrderedItems", machine.gateway.new_array(java.Class, 0))
+        items = problem.getClass().getDeclaredField("orderedItems")
+        make.setAccessible(True)
+        items.setAccessible(True)
+        items.set(problem, make.invoke(problem, machine.gateway.new_array(java.Object, 0)))
+
+    server.run(renew)
 
 
 class _Planner:
     """Looks for success behind the actions taken, among the paths of the package's agents; each is tried before it is believed."""
 
-    def __init__(self, new_game: Callable[..., _Game], taken: Sequence[str]) -> None:
+    def __init__(self, new_game: Callable[[], _Game], taken: Sequence[str]) -> None:
+        """`new_game` begins the game anew, which ends the one that it gave before."""
         self._new_game, self._taken = new_game, list(taken)
 
     def plan(self) -> list[str]:
         """The actions of an episode that begins with those taken and succeeds; nothing but these where none is found."""
-        if not self._taken and self._wins(gold := self._new_game(gold=True, own=True).gold()):
-            return gold
         detours = list(self._detours())
         for seed in range(_WALKS):
             for detour in detours:
                 start = [*self._taken, *detour]
-                if self._wins(plan := [*start, *self._walk(start, seed)]):
+                if self._behind(plan := [*start, *self._walk(start, seed)]).won:
                     return plan
         return self._taken
 
     def _behind(self, actions: Sequence[str]) -> _Game:
-        game = self._new_game(own=True)
+        game = self._new_game()
         for action in actions:
             game.step(action)
         return game
 
     def _walk(self, start: list[str], seed: int) -> list[str]:
-        """What the agent does behind `start`. Its list is of the whole game, in some with the look around that begins it."""
+        """What the agent does behind `start`, without the look around that it begins with.
+
+        Its list is of the whole game, at whose beginning most games look around themselves.
+        """
         path = self._behind(start).walk(seed)
         for head in ([_LOOK, *start], start):
             if path[: len(head)] == head:
-                return [action for i, action in enumerate(path[len(head) :]) if i or action != _LOOK]
+                return path[len(head) + (path[len(head) :][:1] == [_LOOK]) :]
         return []
-
-    def _wins(self, plan: Sequence[str]) -> bool:
-        return self._behind(plan).won
 
     def _detours(self) -> Iterator[list[str]]:
         """What may help an agent that was written for the beginning of a game: nothing, to walk back there, or to empty its hands."""
@@ -270,7 +317,7 @@ class _Planner:
 
     def _way_back(self) -> list[str]:
         """Moves from here to where the game began."""
-        game, trail = self._new_game(own=True), list[str]()
+        game, trail = self._new_game(), list[str]()
         for action in self._taken:
             before = game.state["look"].partition(".")[0]
             game.step(action)

@@ -210,8 +210,9 @@ def stratified_interval(parts: Sequence[tuple[float, np.ndarray]], *, level: flo
 
     The categories are fixed and their tasks a sample, so squared errors add up with squared weights. Of proportions it is
     Wilson's interval with the effective number of trials, as in `statistics.proportion_interval`, with which it agrees for
-    a single category; where every task of every category came out the same, that number is 1 / sum(weight^2 / n). Of other
-    values it is Student's. (0, 1), or infinite, where a category has fewer than two tasks.
+    a single category. With several, that number is at most 1 / sum(weight^2 / n), what the weights leave of the tasks: a
+    category where every task came out the same has no spread to be counted, but its mean is not certain. Of other values it
+    is Student's. (0, 1), or infinite, where a category has fewer than two tasks.
     """
     if any(len(values) < 2 for _, values in parts):
         return (0.0, 1.0) if proportion else (-math.inf, math.inf)
@@ -223,7 +224,10 @@ def stratified_interval(parts: Sequence[tuple[float, np.ndarray]], *, level: flo
     if not proportion:
         return mean - t * math.sqrt(square), mean + t * math.sqrt(square)
     spread = mean * (1 - mean)
-    trials = spread / square if square > 0 and spread > 0 else 1 / sum(share**2 / len(x) for share, x in shares)
+    most = 1 / sum(share**2 / len(x) for share, x in shares)
+    trials = spread / square if square > 0 and spread > 0 else most
+    if len(shares) > 1:
+        trials = min(trials, most)
     centre = (mean + t * t / (2 * trials)) / (1 + t * t / trials)
     half = t / (1 + t * t / trials) * math.sqrt(max(spread, 0.0) / trials + t * t / (4 * trials * trials))
     return max(0.0, centre - half), min(1.0, centre + half)

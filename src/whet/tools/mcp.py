@@ -106,7 +106,7 @@ class Connection:
         self._client: Any = None
         self._leave = asyncio.Event()
         self._under_way = 0
-        self._retired = False
+        self._entered = self._retired = False
         self._owner: asyncio.Task[None]
 
     async def open(self, timeout: float) -> None:
@@ -132,7 +132,7 @@ class Connection:
             async with contextlib.AsyncExitStack() as stack:
                 client = await stack.enter_async_context(await self._enter(stack))
                 self.listing = await _list(client)
-                self._client, self.alive = client, True
+                self._client, self.alive, self._entered = client, True, True
                 ready.set_result(None)
                 await self._leave.wait()
         except BaseException as error:
@@ -172,10 +172,18 @@ class Connection:
         try:
             async with asyncio.timeout(timeout) as deadline:
                 return await self.loop.run(self._call(name, dict(arguments)))
+        except asyncio.CancelledError:
+            self._give_up()
+            raise
         except TimeoutError:
             if not deadline.expired():
                 raise
+            self._give_up()
             raise ToolTimeout(f"{name} did not answer within {timeout:g} s") from None
+
+    def _give_up(self) -> None:
+        """A call was not waited for to its end: nobody knows whether the server will ever answer anybody."""
+        self._retired = self.shared
 
     async def _call(self, name: str, arguments: dict[str, Any]) -> Result:
         if not self.alive:
@@ -183,8 +191,8 @@ class Connection:
         self._under_way += 1
         try:
             result = await self._client.call_tool(name, arguments)
-        except asyncio.CancelledError:  # its deadline has passed: nobody knows whether the server will ever answer anybody
-            self._retired = self.shared
+        except asyncio.CancelledError:
+            self._give_up()
             raise
         except mcp.MCPError as error:
             if error.code == mcp_types.CONNECTION_CLOSED:
@@ -214,6 +222,8 @@ class Connection:
     async def leave(self) -> None:
         """On the background loop: let the owner leave the client, and wait for it; past the deadline it is cancelled."""
         self._leave.set()
+        if not self._entered:
+            self._owner.cancel()
         done, _ = await asyncio.wait({self._owner}, timeout=CLOSE_SECONDS)
         if not done:
             self._owner.cancel()

@@ -194,8 +194,8 @@ class BFCL(Env):
         return self._said(gold.single_turn(self._entry["function"], self._gold, language))
 
     def random_action(self, rng: random.Random) -> Action:
-        """No call, or one of a function drawn by chance, with arguments of its types: each choice is equally likely."""
-        if rng.randrange(len(self._functions) + 1) == 0:
+        """No call half of the time, else one of a function drawn by chance, with arguments of its types."""
+        if not self._functions or rng.random() < 0.5:
             return Action(text=NO_CALL)
         return self._any_call(rng)
 

@@ -26,7 +26,7 @@ from whet.tools.function import Tool
 from whet.tools.sandbox import SandboxUnavailable
 from whet.types import ToolCall
 
-PINS = ("tree_sitter==0.21.3", "tree-sitter-java==0.21.0", "tree-sitter-javascript==0.21.4", "tenacity", "filelock", "mpmath")
+PINS = ("tree_sitter==0.21.3", "tree-sitter-java==0.21.0", "tree-sitter-javascript==0.21.4", "tenacity", "filelock", "mpmath==1.3.0")
 INSTALL = f"pip install --no-deps bfcl-eval && pip install {' '.join(PINS)}"
 
 Entry = Mapping[str, Any]

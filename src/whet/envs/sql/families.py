@@ -2,10 +2,10 @@
 
 A family is things of some kind, their owners, and events that happen to the things:
 
-    book(id, name, shelf, price, weight, teacher_id), teacher(id, name, school, age), loan(book_id, days)
+    book(id, name, shelf, price, age, teacher_id), teacher(id, name, school, age), loan(book_id, days)
 
-`shelf` and `school` hold names (the kind), `price`, `weight`, `age` and `days` numbers. No table of one split occurs in
-another; plain columns such as `price` do.
+`shelf` and `school` hold names (the kind), `price`, `age` and `days` numbers. No table of one split occurs in
+another; plain columns such as `price` do. Words are short and common, so that a small model can spell them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Entity:
 
     @property
     def plural(self) -> str:
-        return f"{self.table}s"
+        return "people" if self.table == "person" else "bosses" if self.table == "boss" else f"{self.table}s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,34 +45,34 @@ class Family:
 
 _WORDS: dict[Split, str] = {
     "train": """
-        book shelf price weight, teacher school age, loan days
-        horse field age speed, farm village size, race points
-        ship sea length speed, king island age, trip days
-        cake shop price sugar, cook street age, sale cost
-        car road price speed, driver city age, repair hours
-        lamp room price light, house street height, test hours
-        coat hall price length, tailor market age, fitting hours
-        boat lake length age, doctor village salary, rent cost
-        clock tower height age, bank city size, visit hours
-        song radio length number, singer city age, show guests
-        picture wall price height, painter school age, offer cost
-        dog garden age weight, girl street height, walk minutes
+        book shelf price age, teacher school age, loan days
+        horse field age price, farm village water, race points
+        ship sea age cost, king island age, trip days
+        cake shop price sugar, sister street age, sale cost
+        car road price oil, doctor city age, repair hours
+        lamp room price light, house street light, test hours
+        coat hall price wool, tailor market age, fitting hours
+        boat lake cost age, guard village age, rent cost
+        clock wall price age, bank city money, visit hours
+        bird tree age seed, girl garden age, song minutes
+        picture room price paint, partner school age, offer cost
+        dog garden age milk, brother street age, walk minutes
     """,
     "dev": """
-        train line length speed, station city height, halt minutes
-        cow barn weight milk, farmer valley age, exam hours
-        ring box price weight, queen castle age, dance hours
-        phone desk price weight, office tower size, talk minutes
-        tent camp height price, club forest size, night cost
-        film cinema length cost, studio city age, screening guests
+        train bridge age cost, boss city age, halt minutes
+        cow hill age milk, neighbour village age, exam hours
+        ring box price gold, queen island age, dance hours
+        phone desk price age, store street light, talk minutes
+        tent forest price cost, friend school age, night cost
+        pie shelf price salt, cousin road age, party guests
     """,
     "test": """
-        plane gate length speed, pilot country age, flight hours
-        goat hill weight age, herder valley height, fair points
-        chair room height price, carpenter street age, delivery days
-        wine cellar age price, vineyard region size, tasting guests
-        drum stage weight price, band town size, concert hours
-        kite beach length price, boy school height, contest points
+        plane field age oil, rival city age, flight hours
+        goat river age wool, boy village age, fair points
+        chair hall price wood, person street age, delivery days
+        drum room price cost, school city money, concert hours
+        kite park price wind, village lake water, contest points
+        vase shelf price water, shop market light, auction offers
     """,
 }
 

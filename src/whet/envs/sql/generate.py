@@ -36,7 +36,7 @@ def make_question(seed: int, split: Split, level: int, instances: int, limit: fl
             return Question(
                 text=asked.text,
                 gold=asked.sql,
-                tables=tables(family, asked.tables),
+                tables=tables(family, asked),
                 shown=databases[0],
                 others=functools.partial(iter, databases[1:]),
                 owned=tuple(databases),
@@ -47,20 +47,20 @@ def make_question(seed: int, split: Split, level: int, instances: int, limit: fl
     raise EnvError(f"no question of level {level} was found for seed {seed}; this is a defect of whet")
 
 
-def tables(family: Family, needed: Sequence[str]) -> tuple[Table, ...]:
-    """The tables that a question needs. Where it needs one only, rows have neither numbers nor links."""
-    linked = len(needed) > 1
+def tables(family: Family, asked: Asked) -> tuple[Table, ...]:
+    """The tables that a question needs. Where it needs one only and asks for no id, rows have neither ids nor links."""
+    linked = len(asked.tables) > 1
     found = []
     for entity in (family.thing, family.owner):
         columns = [Column("name", "text"), Column(entity.kind, "text"), *(Column(n, "integer") for n in entity.numbers)]
-        if linked:
+        if linked or asked.ids:
             columns.insert(0, Column("id", "integer", primary=True))
         if linked and entity is family.thing:
             columns.append(Column(f"{family.owner.table}_id", "integer", target=f"{family.owner.table}.id"))
         found.append(Table(entity.table, tuple(columns)))
     link = Column(f"{family.thing.table}_id", "integer", target=f"{family.thing.table}.id")
     found.append(Table(family.event, (link, Column(family.measure, "integer"))))
-    return tuple(table for table in found if table.name in needed)
+    return tuple(table for table in found if table.name in asked.tables)
 
 
 def _cast(rng: random.Random, names: Sequence[str], family: Family) -> Cast:
@@ -72,9 +72,7 @@ def _cast(rng: random.Random, names: Sequence[str], family: Family) -> Cast:
 
 def _instance(seed: int, family: Family, cast: Cast, asked: Asked, limit: float, shown: bool) -> Database | None:
     """A database on which the question has one answer, and a short one where it is shown; None where none was found."""
-    script = ";\n".join(
-        f"create table {t.name} ({', '.join(f'{c.name} {c.kind}' for c in t.columns)})" for t in tables(family, asked.tables)
-    )
+    script = ";\n".join(f"create table {t.name} ({', '.join(f'{c.name} {c.kind}' for c in t.columns)})" for t in tables(family, asked))
     for attempt in range(30):
         data = _populate(random.Random(derive_seed(seed, attempt)), family, cast, asked)
         database = Database.memory(script, data, limit=limit)
@@ -100,7 +98,8 @@ def _populate(rng: random.Random, family: Family, cast: Cast, asked: Asked) -> D
     linked = len(asked.tables) > 1
     data: Data = {}
     for entity, names in ((family.owner, owners), (family.thing, things)):
-        columns: list[Sequence[Value]] = [list(range(1, len(names) + 1))] if linked else []
+        ids = list(range(1, len(names) + 1)) if linked else _ids(rng, len(names), entity, asked)
+        columns: list[Sequence[Value]] = [ids] if linked or asked.ids else []
         columns += [names, [rng.choice(cast.kinds[entity.table]) for _ in names]]
         columns += [_numbers(rng, len(names), entity, column, asked) for column in entity.numbers]
         if linked and entity is family.thing:
@@ -115,6 +114,14 @@ def _names(rng: random.Random, names: Sequence[str], n: int, of: Entity, asked: 
     needed = [name for table, name in asked.names if table == of.table]
     free = [name for name in names if name not in needed]
     drawn = needed + rng.sample(free, n - len(needed))
+    rng.shuffle(drawn)
+    return drawn
+
+
+def _ids(rng: random.Random, n: int, of: Entity, asked: Asked) -> list[int]:
+    """Different ids, among them those that the question is about."""
+    needed = [number for table, number in asked.ids if table == of.table]
+    drawn = needed + rng.sample([number for number in NUMBERS if number not in needed], n - len(needed))
     rng.shuffle(drawn)
     return drawn
 

@@ -1,6 +1,6 @@
 """The questions over generated databases, in six levels; each is a sentence, the query that answers it, and what it needs.
 
-    1 look up a value   2 filter rows   3 count, total, average, extremes   4 join   5 group   6 queries within queries
+    1 look up a value by its row's id   2 filter rows   3 count, total, average, extremes   4 join   5 group   6 nested queries
 
 Constants are drawn before the data; `pins` says which of them must occur in the data for the question to be about
 something, so that `>` and `>=`, for one, give different results on some instance.
@@ -35,6 +35,8 @@ class Asked:
     tables: tuple[str, ...]
     names: tuple[tuple[str, str], ...] = ()
     """(table, name of a row) that must exist."""
+    ids: tuple[tuple[str, int], ...] = ()
+    """(table, id of a row) that must exist."""
     numbers: tuple[tuple[str, str, int], ...] = ()
     """(table, column, value) that should occur in most instances."""
     untied: str = ""
@@ -84,10 +86,16 @@ def _a(word: str) -> str:
 
 def _lookup(d: Draw) -> Asked:
     e = d.entity()
+    number, column = d.rng.choice(NUMBERS), d.rng.choice(("name", e.kind, *e.numbers))
+    sql = f"select {column} from {e.table} where id = {number}"
+    return Asked(f"What is the {column} of {e.table} {number}?", sql, (e.table,), ids=((e.table, number),))
+
+
+def _lookup_by_name(d: Draw) -> Asked:
+    e = d.entity()
     name, column = d.name(e), d.column(e)
-    return Asked(
-        f"What is the {column} of {name}?", f"select {column} from {e.table} where name = '{name}'", (e.table,), names=((e.table, name),)
-    )
+    sql = f"select {column} from {e.table} where name = '{name}'"
+    return Asked(f"What is the {column} of {name}?", sql, (e.table,), names=((e.table, name),))
 
 
 def _of_kind(d: Draw) -> Asked:
@@ -270,7 +278,7 @@ def _same_kind(d: Draw) -> Asked:
 
 LEVELS: Mapping[int, Sequence[Maker]] = {
     1: (_lookup,),
-    2: (_of_kind, _compared, _both, _two_columns),
+    2: (_lookup_by_name, _of_kind, _compared, _both, _two_columns),
     3: (_count, _aggregate, _extreme, _different, _sorted),
     4: (_of_owner, _owned_by_kind, _count_owned, _total_of_events, _total_of_owner),
     5: (_count_by_kind, _aggregate_by_kind, _kinds_with_many, _count_by_owner, _owner_with_most),

@@ -1,52 +1,70 @@
 """The other side of the process sandbox: confines the process it runs in, and only then reads what a model wrote.
 
 This file is run as a script by a bare Python (3.9 or later), so it imports nothing of whet, and as little as it can. Its
-arguments are `JOB REPORT SELF`, file descriptors; the last, of this file, has been read and taken off. JOB holds a header (by marshal, made by process.py), then the code. On REPORT
-goes `R` as soon as the restrictions are in force, and, where there is a process between this one and the caller, the exit
-status. What fails before `R` is the sandbox's fault, not the code's.
+arguments are `JOB REPORT SELF`, file descriptors; the last, of this file, has been read and taken off. JOB holds a header (by
+marshal, made by process.py), then the code. On REPORT goes `R` as soon as the restrictions are in force, and, where there is
+a process between this one and the caller, its id and the exit status. What fails before `R` is the sandbox's fault, not the
+code's.
 """
 
+from __future__ import annotations
+
 import ctypes
+import errno
 import gc
 import marshal
 import os
 import resource
 import signal
 import sys
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # typing itself takes longer to import than all of the above
+    from typing import Any
+
+    Job = dict[str, Any]
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 ADD_RULE, RESTRICT_SELF, CREATE_RULESET = 445, 446, 444
 SECCOMP = {"x86_64": 317, "aarch64": 277}
 SET_PDEATHSIG, CAPBSET_DROP, SET_CHILD_SUBREAPER, SET_NO_NEW_PRIVS, CAP_AMBIENT, CLEAR_AMBIENT = 1, 24, 36, 38, 47, 4
+NEW_LISTENER, NOTIF_RECV, NOTIF_SEND = 8, 0xC0502100, 0xC0182101
+CLONE, CLONE_THREAD = {"x86_64": 56, "aarch64": 220}, 0x10000
 FILE_RIGHTS = 1 | 2 | 4 | 1 << 14 | 1 << 15
 OWN_PID = (0xFFFFFF42).to_bytes(4, sys.byteorder)
 
 
-def check(value, what):
+def check(value: int, what: str) -> int:
     if value < 0:
         number = ctypes.get_errno()
         raise OSError(number, what + ": " + os.strerror(number))
     return value
 
 
-def call(number, *arguments):
-    return LIBC.syscall(ctypes.c_long(number), *(ctypes.c_void_p(a) if isinstance(a, int) else a for a in arguments))
+def call(number: int, *arguments: Any) -> int:
+    result: int = LIBC.syscall(ctypes.c_long(number), *(ctypes.c_void_p(a) if isinstance(a, int) else a for a in arguments))
+    return result
 
 
-def prctl(option, *arguments):
+def prctl(option: int, *arguments: int) -> int:
     given = (*arguments, 0, 0, 0, 0)[:4]
-    return LIBC.prctl(ctypes.c_int(option), *(ctypes.c_ulong(a) for a in given))
+    result: int = LIBC.prctl(ctypes.c_int(option), *(ctypes.c_ulong(a) for a in given))
+    return result
 
 
-def die_with_parent(parent):
+def die_with_parent(parent: int) -> None:
     """Be killed when the thread that made this process ends."""
     check(prctl(SET_PDEATHSIG, signal.SIGKILL), "PR_SET_PDEATHSIG")
     if os.getppid() != parent:
         os._exit(1)
 
 
-def drop_privileges():
-    """Nothing gained by running setuid files, and none of root's capabilities."""
+def drop_privileges(real_user: int) -> None:
+    """Nothing gained by running setuid files, and none of root's capabilities. The kernel counts the threads of every real
+    user but root, so that root takes another name for that; what it may do depends on the effective user, which stays."""
+    if real_user:
+        LIBC.setresuid(ctypes.c_uint32(real_user), ctypes.c_uint32(-1 & 0xFFFFFFFF), ctypes.c_uint32(-1 & 0xFFFFFFFF))
     check(prctl(SET_NO_NEW_PRIVS, 1), "PR_SET_NO_NEW_PRIVS")
     prctl(CAP_AMBIENT, CLEAR_AMBIENT)
     for capability in range(64):
@@ -56,7 +74,7 @@ def drop_privileges():
     check(LIBC.capset(header, (ctypes.c_uint32 * 6)()), "capset")
 
 
-def landlock(rules, abi):
+def landlock(rules: Any, abi: int) -> None:
     """Only what `rules` name: (path, rights) pairs. Uses what each ABI offers: see landlock.py."""
     handled = (1 << (13 if abi < 2 else 14 if abi < 3 else 15 if abi < 5 else 16)) - 1
     attributes = (ctypes.c_uint64 * 3)(handled, 3 if abi >= 4 else 0, 3 if abi >= 6 else 0)
@@ -76,7 +94,8 @@ def landlock(rules, abi):
     os.close(ruleset)
 
 
-def seccomp(program):
+def seccomp(program: bytes, doorbell: Any) -> None:
+    """Install a filter. Where calls need leave, who is to give it is sent through `doorbell`."""
     program = program.replace(OWN_PID, os.getpid().to_bytes(4, sys.byteorder))
     body = ctypes.create_string_buffer(program, len(program))
 
@@ -84,10 +103,17 @@ def seccomp(program):
         _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
 
     given = Program(len(program) // 8, ctypes.addressof(body))
-    check(call(SECCOMP[os.uname().machine], 1, 0, ctypes.byref(given)), "seccomp")
+    number = SECCOMP[os.uname().machine]
+    if doorbell is None:
+        check(call(number, 1, 0, ctypes.byref(given)), "seccomp")
+        return
+    asking = check(call(number, 1, NEW_LISTENER, ctypes.byref(given)), "seccomp with a listener")
+    doorbell.sendmsg([b"x"], [(1, 1, asking.to_bytes(4, sys.byteorder))])  # SOL_SOCKET, SCM_RIGHTS
+    doorbell.close()
+    os.close(asking)
 
 
-def confine(job):
+def confine(job: Job) -> None:
     """Everything of `job` that restricts, in an order in which each step can still be made."""
     for limit, soft, hard in job["limits"]:
         most = resource.getrlimit(limit)[1]
@@ -96,14 +122,14 @@ def confine(job):
     os.umask(0o077)
     if sys.platform == "linux":
         if job["drop"]:
-            drop_privileges()
+            drop_privileges(job["real_user"])
         if job["landlock"]:
             landlock(job["rules"], job["landlock"])
         if job["seccomp"]:
-            seccomp(job["seccomp"])
+            seccomp(job["seccomp"], job.pop("doorbell", None))
 
 
-def read_exactly(fd, size):
+def read_exactly(fd: int, size: int) -> bytes:
     data = b""
     while len(data) < size:
         part = os.read(fd, size - len(data))
@@ -113,7 +139,7 @@ def read_exactly(fd, size):
     return data
 
 
-def read_all(fd):
+def read_all(fd: int) -> bytes:
     parts = []
     while part := os.read(fd, 1 << 20):
         parts.append(part)
@@ -121,23 +147,37 @@ def read_all(fd):
     return b"".join(parts)
 
 
-def header(fd):
-    return marshal.loads(read_exactly(fd, int.from_bytes(read_exactly(fd, 8), "little")))
+def header(fd: int) -> Job:
+    job: Job = marshal.loads(read_exactly(fd, int.from_bytes(read_exactly(fd, 8), "little")))
+    return job
 
 
-def settle(job):
+class Hidden:
+    """Packages that lie beside those which may be read: without this, importing one would be a PermissionError."""
+
+    def __init__(self, names: Any) -> None:
+        self.names = frozenset(names)
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        if path is None and name in self.names:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def settle(job: Job) -> None:
     """What the code finds in place: its directory, its modules' places and the names that Python's prompt has."""
     os.chdir(job["directory"])
     sys.path[:] = [path for path in sys.path if path not in job["path"]] + job["path"]
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, Hidden)]
+    sys.meta_path.insert(0, Hidden(job["hidden"]))
     sys.argv[:] = ["main.py"]
-    sys.stdout.reconfigure(line_buffering=True)  # what was printed before a limit struck is worth seeing
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # what was printed before a limit struck is worth seeing
     if not hasattr(sys.modules["builtins"], "exit"):
         import site
 
         site.setquit()
 
 
-def execute(code):
+def execute(code: bytes) -> int:
     """Run the code as a script called main.py. Returns its exit status; a traceback shows its own frames only."""
     main = type(sys)("__main__")
     main.__dict__["__builtins__"] = sys.modules["builtins"]
@@ -152,7 +192,7 @@ def execute(code):
     return 0
 
 
-def report(error, code):
+def report(error: BaseException, code: bytes) -> None:
     sys.stdout.flush()
     try:
         import linecache
@@ -160,48 +200,123 @@ def report(error, code):
 
         text = code.decode("utf-8", "replace")
         linecache.cache["main.py"] = (len(text), None, text.splitlines(True), "main.py")
-        trace = error.__traceback__.tb_next
-        traceback.print_exception(type(error), error, trace)
-    except BaseException:  # no memory left, say: the name must do
-        sys.stderr.write(type(error).__name__ + "\n")
+        trace = error.__traceback__
+        traceback.print_exception(type(error), error, trace and trace.tb_next)
+    except BaseException:  # no memory or no descriptors left, say: the name must do
+        sys.stderr.write(f"{type(error).__name__}: {str(error)[:500]}\n")
 
 
-def supervise(report_fd, parent):
-    """Returns in a child; this process stays between it and the caller as the one who inherits and ends its orphans."""
+class Supervisor:
+    """Stays between a program of several processes and the caller: allows each of them, inherits orphans, ends them all."""
+
+    def __init__(self, child: int, limit: int, threads: int, doorbell: Any) -> None:
+        self.child, self.limit, self.doorbell = child, limit, doorbell
+        self.tasks = limit + threads
+        self.counted = (1, 1)
+        """Processes and tasks (threads included) when last counted, with those allowed since."""
+        self.when = 0.0
+
+    def end(self, *_: Any) -> None:
+        """Its children lead no group of their own, since they may not, so that this reaches all of them at once."""
+        os.killpg(self.child, signal.SIGKILL)
+
+    def serve(self) -> None:
+        """Until the program's first process is over."""
+        import select
+
+        poll = select.poll()
+        ended = os.pidfd_open(self.child)
+        poll.register(ended, select.POLLIN)
+        poll.register(self.doorbell, select.POLLIN)
+        asked = -1
+        while True:
+            for fd, event in poll.poll():
+                if fd == ended:
+                    return
+                if fd == asked and event & select.POLLIN:
+                    self.answer(asked)
+                elif fd == asked:  # no process is left that could ask
+                    poll.unregister(asked)
+                else:
+                    poll.unregister(fd)
+                    _, messages, _, _ = self.doorbell.recvmsg(1, 64)
+                    if messages:
+                        asked = int.from_bytes(messages[0][2][:4], sys.byteorder)
+                        poll.register(asked, select.POLLIN)
+
+    def answer(self, asked: int) -> None:
+        """Let a process have a child or a thread, if there are not too many yet. Either fact lies in registers, out of reach
+        of other threads, so that letting the call go on is safe."""
+        request = ctypes.create_string_buffer(80)
+        if LIBC.ioctl(asked, ctypes.c_ulong(NOTIF_RECV), request) < 0:
+            return  # whoever asked is gone
+        number, flags = int.from_bytes(request.raw[16:20], "little"), int.from_bytes(request.raw[32:40], "little")
+        thread = number == CLONE[os.uname().machine] and bool(flags & CLONE_THREAD)
+        if not self.room(thread) and time.monotonic() - self.when > 0.005:
+            self.count()
+        room = self.room(thread)
+        processes, tasks = self.counted
+        self.counted = (processes + (room and not thread), tasks + room)
+        answer = request.raw[:8] + bytes(8) + (b"" if room else (-errno.EAGAIN).to_bytes(4, "little", signed=True))
+        answer = answer + (bytes(4) + b"\1\0\0\0" if room else bytes(4))
+        LIBC.ioctl(asked, ctypes.c_ulong(NOTIF_SEND), ctypes.create_string_buffer(answer, 24))
+
+    def room(self, thread: bool) -> bool:
+        processes, tasks = self.counted
+        return tasks < self.tasks and (thread or processes < self.limit)
+
+    def count(self) -> None:
+        """Count the processes of the program's session, the dead ones that nobody has waited for included."""
+        processes = tasks = 0
+        for name in os.listdir("/proc"):
+            if name.isdigit():
+                try:
+                    with open(f"/proc/{name}/stat", "rb") as file:
+                        fields = file.read().rpartition(b") ")[2].split()
+                except OSError:
+                    continue
+                if int(fields[3]) == self.child:
+                    processes, tasks = processes + 1, tasks + int(fields[17])
+        self.counted, self.when = (processes, tasks), time.monotonic()
+
+
+def supervise(job: Job, report_fd: int) -> None:
+    """Returns in a child; this process becomes its supervisor."""
+    import _socket
+
     check(prctl(SET_CHILD_SUBREAPER, 1), "PR_SET_CHILD_SUBREAPER")
-    me, child = os.getpid(), None
-
-    def end(*_):
-        if child:
-            os.killpg(child, signal.SIGKILL)
-
+    me = os.getpid()
     signal.signal(signal.SIGTERM, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     ready, told = os.pipe()
+    ours, theirs = _socket.socketpair()
     child = os.fork()
     if not child:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         os.close(ready)
+        ours.close()
+        job["doorbell"] = theirs
         os.setsid()
-        os.nice(5)  # so that whoever counts and ends the processes comes first
         os.close(told)
         die_with_parent(me)
         return
     os.close(told)
+    theirs.close()
     os.write(report_fd, b"P%d\n" % child)
     os.read(ready, 1)  # until the child leads a session of its own, which is what is killed
     null = os.open(os.devnull, os.O_RDWR)
     for fd in range(3):
         os.dup2(null, fd)
-    signal.signal(signal.SIGTERM, end)
+    supervisor = Supervisor(child, job["processes"], job["threads"], ours)
+    signal.signal(signal.SIGTERM, supervisor.end)
     prctl(SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:
-        end()
+    if os.getppid() != job["parent"]:
+        supervisor.end()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # not reaped yet, so that its id is still its group's
-    end()
+    supervisor.serve()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    supervisor.end()  # the child is not reaped yet, so that its id is still its group's
     _, status = os.waitpid(child, 0)
     try:
         while True:
@@ -212,7 +327,7 @@ def supervise(report_fd, parent):
     os._exit(0)
 
 
-def run(job, job_fd, report_fd):
+def run(job: Job, job_fd: int, report_fd: int) -> None:
     """Confine, say so, read the code, run it."""
     try:
         if job["argv"] is None:
@@ -244,16 +359,16 @@ class Zygote:
     each with the job's number. It never reads a job; the child does, once it is confined further.
     """
 
-    def __init__(self, control, receive):
+    def __init__(self, control: Any, receive: Any) -> None:
         self.control, self.receive = control, receive
-        self.jobs = {}
+        self.jobs: dict[int, tuple[bytes, int]] = {}
         signal.signal(signal.SIGCHLD, lambda *_: None)
         self.wake, tell = os.pipe()
         os.set_blocking(self.wake, False)
         os.set_blocking(tell, False)
         signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
 
-    def serve(self, poll):
+    def serve(self, poll: Any) -> None:
         """Serve until the caller goes away. Returns in a child, whose job and report are descriptors 3 and 4."""
         poll.register(self.control, 1)
         poll.register(self.wake, 1)
@@ -265,7 +380,7 @@ class Zygote:
                 elif self.take():
                     return
 
-    def take(self):
+    def take(self) -> bool:
         """Do what the next message says. Whether this is the child that it made."""
         data, fds, _, _ = self.receive(self.control, 64, 5)
         if not data:
@@ -291,7 +406,7 @@ class Zygote:
             os.close(fd)
         return False
 
-    def become(self, parent, fds):
+    def become(self, parent: int, fds: list[int]) -> None:
         """Leave everything of the zygote behind."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -305,7 +420,7 @@ class Zygote:
         self.control.detach()
         os.closerange(5, 4096)
 
-    def reap(self):
+    def reap(self) -> None:
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -317,14 +432,14 @@ class Zygote:
             self.tell(fd, os.waitstatus_to_exitcode(status), b"%d\n")
             os.close(fd)
 
-    def tell(self, fd, number, form):
+    def tell(self, fd: int, number: int, form: bytes) -> None:
         try:
             os.write(fd, form % number)
-        except OSError:  # nobody listens any more
-            pass
+        except OSError:
+            return  # nobody listens any more
 
 
-def zygote(job, job_fd, report_fd):
+def zygote(job: Job, job_fd: int, report_fd: int) -> None:
     import select
     import socket
 
@@ -346,7 +461,7 @@ def zygote(job, job_fd, report_fd):
     run(job, 3, 4)
 
 
-def main():
+def main() -> None:
     sys.path[:] = [path for path in sys.path if path.startswith("/")]
     job_fd, report_fd = int(sys.argv[1]), int(sys.argv[2])
     job = header(job_fd)
@@ -354,7 +469,7 @@ def main():
     if job["kind"] == "zygote":
         zygote(job, job_fd, report_fd)
     elif job["kind"] == "tree":
-        supervise(report_fd, job["parent"])
+        supervise(job, report_fd)
         run(job, job_fd, report_fd)
     else:
         run(job, job_fd, report_fd)

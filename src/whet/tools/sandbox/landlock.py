@@ -62,7 +62,8 @@ def abi() -> int:
     if sys.platform != "linux":
         return 0
     libc = ctypes.CDLL(None, use_errno=True)
-    return max(0, libc.syscall(ctypes.c_long(444), None, ctypes.c_size_t(0), ctypes.c_uint32(1)))
+    version: int = libc.syscall(ctypes.c_long(444), None, ctypes.c_size_t(0), ctypes.c_uint32(1))
+    return max(0, version)
 
 
 @functools.cache
@@ -82,8 +83,18 @@ def here() -> str:
     return sys.executable or sysconfig.get_config_var("BINDIR") + "/python3"
 
 
-def rules(interpreter: Python, packages: Sequence[str], read: Sequence[str], *, programs: bool) -> tuple[list[Rule], list[str]]:
-    """What may be read, and where Python shall look for packages.
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a process may read, and where its Python looks for packages."""
+
+    rules: list[Rule]
+    site: list[str]
+    hidden: list[str]
+    """Packages that lie there and may not be read, so that importing one fails as if it were not installed."""
+
+
+def plan(interpreter: Python, packages: Sequence[str], read: Sequence[str], *, programs: bool) -> Plan:
+    """What may be read.
 
     `packages` are distributions whose files (and those of what they require) may be read; `*` is all of them. `read` are
     other files and directories. With `programs`, programs in the usual places may be run. Raises ConfigError for a package
@@ -91,20 +102,21 @@ def rules(interpreter: Python, packages: Sequence[str], read: Sequence[str], *, 
     """
     found: dict[str, int] = {}
     for path in interpreter.stdlib:
-        found |= dict.fromkeys(_without_site(path), READ)
+        found |= {path: _READ_DIR} | dict.fromkeys(_without_site(path), READ)
     for path in _libraries():
         found[path] = RUN if programs else READ
     found[interpreter.library] = found["/etc/ld.so.cache"] = found["/usr/share/zoneinfo"] = READ
     found["/dev/null"] = READ | _WRITE_FILE
     found |= dict.fromkeys(("/dev/zero", "/dev/urandom", "/dev/random"), READ)
     site = _packages(interpreter, packages, found) if packages else []
+    hidden = {name.split(".")[0] for place in site for name in os.listdir(place) if found[place] != READ and f"{place}/{name}" not in found}
     for path in read:
         if not os.path.exists(path):
             raise ConfigError(f"read names {path!r}, which does not exist")
         found[os.path.abspath(path)] = READ
     if programs:
         found |= dict.fromkeys(("/bin", "/usr/bin", "/usr/local/bin", interpreter.executable), RUN)
-    return list(_resolved(found)), site
+    return Plan(list(_resolved(found)), site, sorted(hidden))
 
 
 def own(directory: str, *, programs: bool) -> Rule:
@@ -163,7 +175,7 @@ def _packages(interpreter: Python, packages: Sequence[str], found: dict[str, int
             if asked:
                 raise ConfigError(f"no distribution {name!r} is installed in {', '.join(interpreter.site)}; install it there")
             continue  # a requirement of another platform
-        site = str(distribution.locate_file(""))
+        site = os.path.normpath(str(distribution.locate_file("")))
         used[site] = None
         found.setdefault(site, _READ_DIR)  # Python lists it to find what is in it
         for top in {file.parts[0] for file in distribution.files or () if file.parts[0] != ".."}:

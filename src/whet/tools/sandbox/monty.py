@@ -7,6 +7,7 @@ can be read, not written. What it lacks comes back as an error that says so.
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import threading
@@ -92,7 +93,7 @@ class MontySandbox(Sandbox):
         begin = time.monotonic()
         kept = _Printed(output)
         limits = {"max_feed_duration_secs": timeout, "max_total_sleep_secs": timeout, "max_memory": memory}
-        policy: dict[str, Any] = {"sleep_system_max": timeout}
+        policy: dict[str, Any] = {"sleep_system_max": math.inf}  # below that, a sleep would be cut short without a word
         if self._seed is not None:
             policy["random_start"] = {"seed": self._seed}
         error, killer = "", None
@@ -132,7 +133,9 @@ def _told(problem: Any, kept: _Printed) -> tuple[str, Killer | None]:
 
 
 class _Printed:
-    """What a program prints: the head of each stream is kept; a flood ends the program."""
+    """What a program prints: the head of each stream is kept. A flood is an error, which Monty lets a program know of only
+    when it is over or its time is up.
+    """
 
     def __init__(self, keep: int) -> None:
         self.keep, self.flooded = keep, False

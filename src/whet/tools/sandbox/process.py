@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import itertools
 import marshal
 import math
 import os
@@ -49,6 +50,8 @@ for attempt in (lambda: open("/etc/passwd"), lambda: open("/proc/1/status"), lam
     raise SystemExit("not confined: %r worked" % getattr(attempt, "__code__", attempt))
 print("confined")
 """
+_USERS = itertools.cycle(range(0x40000000, 0x70000000))
+"""User ids that no system gives to anybody."""
 _tested: set[tuple[object, ...]] = set()
 
 
@@ -77,7 +80,7 @@ def _has_seccomp() -> bool:
     number = {"x86_64": 317, "aarch64": 277}[platform.machine()]
     libc = ctypes.CDLL(None, use_errno=True)
     errno_action = ctypes.c_uint32(0x00050000)
-    return libc.syscall(ctypes.c_long(number), ctypes.c_uint(2), ctypes.c_uint(0), ctypes.byref(errno_action)) == 0
+    return bool(libc.syscall(ctypes.c_long(number), ctypes.c_uint(2), ctypes.c_uint(0), ctypes.byref(errno_action)) == 0)
 
 
 class ProcessSandbox(Sandbox):
@@ -115,12 +118,11 @@ class ProcessSandbox(Sandbox):
                 f"'remote', or pass allow_weak=True for code that you would run without a sandbox"
             )
         self._python = landlock.python(python or landlock.here())
-        self._rules = {
-            programs: landlock.rules(self._python, packages, read, programs=programs) if landlock.abi() else ([], [])
-            for programs in (False, True)
-        }
+        self._plans = {programs: landlock.plan(self._python, packages, read, programs=programs) for programs in (False, True)}
         self._processes, self._file_size, self._disk = processes, file_size, disk
-        self._turn = threading.BoundedSemaphore(parallel or 2 * (os.cpu_count() or 1))
+        self._parallel = parallel or 2 * (os.cpu_count() or 1)
+        self._turn = threading.BoundedSemaphore(self._parallel)
+        self._users_tasks = (-math.inf, 0)
         self._filters: dict[syscalls.Rules, bytes] = {}
         self._strong = not lack
         self.capabilities = Capabilities(
@@ -194,7 +196,7 @@ class ProcessSandbox(Sandbox):
     def _program(self, argv: Sequence[str]) -> tuple[str, list[str]]:
         """The program's path and its arguments. Raises ConfigError where there is no such program."""
         if argv[0] in ("python", "python3"):
-            return self._python.executable, ["python3", *argv[1:]]
+            return self._python.executable, [self._python.executable, *argv[1:]]
         found = argv[0] if argv[0].startswith(("/", "./")) else shutil.which(argv[0], path=PATH)
         if found is None:
             raise ConfigError(f"argv names {argv[0]!r}, which is not in {PATH}; give a path such as './{argv[0]}' for a file of its own")
@@ -204,7 +206,7 @@ class ProcessSandbox(Sandbox):
         """What child.py must know about a run."""
         tree = self._processes > 1
         programs = tree or program is not None
-        rules, site = self._rules[programs]
+        plan = self._plans[programs]
         signals = tree and landlock.abi() >= 6
         kernel = syscalls.Rules(fork=tree, execute=programs, signals=signals, truncates=landlock.abi() >= 3)
         return {
@@ -212,10 +214,14 @@ class ProcessSandbox(Sandbox):
             "parent": os.getpid(),
             "directory": directory,
             "argv": program,
-            "path": site,
+            "path": plan.site,
+            "hidden": plan.hidden,
             "drop": True,
+            "real_user": 0 if programs else self._real_user(),
+            "processes": self._processes,
+            "threads": supervise.THREADS,
             "landlock": landlock.abi() if self._strong else 0,
-            "rules": [*rules, landlock.own(directory, programs=programs)],
+            "rules": [*plan.rules, landlock.own(directory, programs=programs)],
             "seccomp": self._filter(kernel),
             "limits": self._limits(memory, timeout),
         }
@@ -238,14 +244,30 @@ class ProcessSandbox(Sandbox):
         ]
         if sys.platform == "linux":
             found += [(resource.RLIMIT_MEMLOCK, 0, 0), (resource.RLIMIT_MSGQUEUE, 0, 0)]
+            found += [(resource.RLIMIT_NPROC, most, most) for most in self._most_tasks()]
             found += [(resource.RLIMIT_DATA, memory, memory), (resource.RLIMIT_AS, memory + LIBRARY_SPACE, memory + LIBRARY_SPACE)]
         return found
 
-    def _environment(self, directory: str) -> dict[str, str]:
+    def _real_user(self) -> int:
+        """For root, a user id that nobody has, so that the kernel counts a run's threads; 0 for anybody else."""
+        return next(_USERS) if os.getuid() == 0 else 0
+
+    def _most_tasks(self) -> list[int]:
+        """The kernel's own limit on threads and processes, which counts all of a user's together: exact for root, whose runs
+        have an id each, and a wide second line for others. Empty where the supervisor counts instead."""
+        if os.getuid() == 0:
+            return [] if self._processes > 1 else [supervise.THREADS + 1]
+        now = time.monotonic()
+        if now - self._users_tasks[0] > 2.0:
+            self._users_tasks = (now, supervise.tasks(os.getuid()))
+        return [self._users_tasks[1] + (self._parallel + 1) * (self._processes + supervise.THREADS)]
+
+    def _environment(self, directory: str, *, programs: bool = False) -> dict[str, str]:
         """All that a program sees of the environment."""
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         fixed = {"LANG": "C.UTF-8", "TZ": "UTC", "MALLOC_ARENA_MAX": "2", "MPLBACKEND": "Agg", "PYTHONUTF8": "1", "PYTHONHASHSEED": "0"}
-        return {"PATH": PATH, "HOME": directory, "TMPDIR": directory, **threads, **fixed}
+        site = self._plans[programs].site if programs else []  # code finds its packages without
+        return {"PATH": PATH, "HOME": directory, "TMPDIR": directory, **threads, **fixed} | ({"PYTHONPATH": ":".join(site)} if site else {})
 
     def _watched(
         self, directory: str, header: dict[str, Any], source: bytes, stdin: str, limits: supervise.Limits
@@ -254,7 +276,8 @@ class ProcessSandbox(Sandbox):
         with contextlib.ExitStack() as stack:
             job_fd = sealed(framed(header) + source, stack)
             told, tell = pipe(stack)
-            process = self._spawn(job_fd, tell, sealed(stdin.encode("utf-8", "surrogatepass"), stack), self._environment(directory))
+            environment = self._environment(directory, programs=header["argv"] is not None)
+            process = self._spawn(job_fd, tell, sealed(stdin.encode("utf-8", "surrogatepass"), stack), environment)
             with process:
                 os.close(tell)
                 assert process.stdout is not None
@@ -379,10 +402,10 @@ def framed(header: dict[str, Any]) -> bytes:
 def sealed(data: bytes, stack: contextlib.ExitStack) -> int:
     """A descriptor to read `data` from, which nobody can write to."""
     if not hasattr(os, "memfd_create"):
-        file = stack.enter_context(tempfile.TemporaryFile())
-        file.write(data)
-        file.seek(0)
-        return file.fileno()
+        plain = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
+        plain.write(data)
+        plain.seek(0)
+        return plain.fileno()
     import fcntl
 
     fd = os.memfd_create("whet", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)

@@ -128,7 +128,7 @@ def main() -> int:
             options[key] = value
     try:
         with open_sandbox(args.kind, **options) as sandbox, SandboxServer(sandbox, (args.host, args.port), token, args.longest) as server:
-            print(f"{args.kind} sandbox at http://{server.server_address[0]}:{server.server_address[1]}", flush=True)
+            print(f"{args.kind} sandbox at http://{args.host}:{server.server_address[1]}", flush=True)
             server.serve_forever()
     except WhetError as error:
         print(error, file=sys.stderr)

@@ -32,10 +32,13 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 class Job(Protocol):
     """A running program, as its watcher needs it."""
 
-    fds: tuple[int, ...]
-    """Become readable when something is to be told."""
-    ready: bool
-    """Whether the restrictions are in force and the program has been started."""
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """Become readable when something is to be told."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether the restrictions are in force and the program has been started."""
 
     def hear(self, fd: int) -> bool:
         """Called when one of `fds` is readable: whether the program is over."""
@@ -148,13 +151,13 @@ class _Watcher:
         return False
 
     def _usage(self, disk: bool) -> Killer | None:
-        """The limit on memory, processes or disk that is exceeded now."""
+        """The limit on memory, processes or disk that is exceeded now. Processes are counted before they are made, too."""
         pids = self.job.pids()
         used = [resident(pid) for pid in pids]
+        if len(pids) > 2 * self.limits.processes or sum(threads for _, threads in used) > THREADS + 2 * self.limits.processes:
+            return "processes"
         if sum(memory for memory, _ in used) > self.limits.memory:
             return "memory"
-        if len(pids) > self.limits.processes or sum(threads for _, threads in used) > THREADS + self.limits.processes:
-            return "processes"
         return "disk" if disk and occupied(self.directory, self.limits.disk, pids) > self.limits.disk else None
 
 
@@ -188,6 +191,17 @@ def session(leader: int) -> list[int]:
             if int(fields[3]) == leader and fields[0] not in (b"Z", b"X"):
                 found.append(int(name))
     return found
+
+
+def tasks(uid: int) -> int:
+    """Processes and threads of a user."""
+    count = 0
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError):
+                if os.stat(f"/proc/{name}").st_uid == uid:
+                    count += len(os.listdir(f"/proc/{name}/task"))
+    return count
 
 
 def occupied(directory: str, enough: int, pids: Sequence[int] = ()) -> int:
@@ -271,10 +285,14 @@ def remove(directory: str) -> None:
     """Delete a directory whatever a program did to it: modes without rights, or nesting deeper than any path may be.
 
     Directories are moved up to the top before they are emptied, so that neither paths nor recursion grow. Nothing may run
-    there any more. Raises OSError where something could not be deleted.
+    there any more; somebody else may be deleting it, too. Raises OSError where something could not be deleted.
     """
-    if not os.path.isdir(directory):
-        return
+    for _ in range(8):
+        with contextlib.suppress(FileNotFoundError):
+            return _remove(directory)
+
+
+def _remove(directory: str) -> None:
     os.chmod(directory, 0o700)
     top = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:

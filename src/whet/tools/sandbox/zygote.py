@@ -20,9 +20,9 @@ import weakref
 from collections.abc import Sequence
 from typing import Any
 
-from whet.errors import ConfigError
+from whet.errors import ConfigError, WhetError
 from whet.tools.sandbox import landlock, supervise, syscalls
-from whet.tools.sandbox.base import Killer, SandboxUnavailable
+from whet.tools.sandbox.base import Killer, Result, SandboxUnavailable
 from whet.tools.sandbox.process import OPEN_FILES, ProcessSandbox, Report, framed, pipe, sealed
 
 COMMON = (
@@ -30,6 +30,14 @@ COMMON = (
     "statistics string textwrap typing"
 )
 """Modules of the standard library that code for an agent's Python tool often imports."""
+
+
+ATTEMPTS = 3
+"""Zygotes that may die under a run before it is given up."""
+
+
+class _Died(WhetError):
+    """The zygote died under a run."""
 
 
 class ZygoteSandbox(ProcessSandbox):
@@ -48,7 +56,10 @@ class ZygoteSandbox(ProcessSandbox):
         self._preload = tuple(preload)
         self._zygote: _Zygote | None = None
         self._starting = threading.Lock()
+        self._mine = threading.local()
         super().__init__(**options)
+        if self._strong:
+            self.warm()
 
     def close(self) -> None:
         """End the zygote; the next run would start another."""
@@ -78,19 +89,32 @@ class ZygoteSandbox(ProcessSandbox):
         if header["argv"] is not None or not self._strong:
             return super()._watched(directory, header, source, stdin, limits)
         header = {**header, "drop": False, "kind": "forked", "environment": self._environment(directory)}
-        for _ in range(2):
-            # A zygote that dies takes its runs with it: once more, unless the program has already left something behind.
-            found = self._alive().run(directory, framed(header) + source, stdin, limits)
-            if found is not None:
-                return found
-        raise SandboxUnavailable("two zygotes died, one after the other, while a program ran; is the machine out of memory?")
+        zygote: _Zygote = self._mine.zygote
+        found = zygote.run(directory, framed(header) + source, stdin, limits)
+        if found is None:
+            raise _Died
+        return found
+
+    def run(self, code: str | None = None, **arguments: Any) -> Result:
+        """As `Sandbox.run`. A zygote that dies takes its runs with it; they are run again, which nobody can tell."""
+        if not self._strong:
+            return super().run(code, **arguments)
+        for _ in range(ATTEMPTS):
+            self._mine.zygote = zygote = self._alive()
+            try:
+                return super().run(code, **arguments)
+            except (OSError, WhetError):  # what goes wrong beside a dead zygote is its fault
+                if zygote.alive:
+                    raise
+        raise SandboxUnavailable(f"{ATTEMPTS} zygotes died, one after the other, while a program ran; is the machine out of memory?")
 
     def _base(self) -> str | None:
-        return self._alive().root if self._strong else None
+        zygote: _Zygote | None = getattr(self._mine, "zygote", None)
+        return zygote.root if zygote is not None else None
 
     def zygote_header(self, root: str, control: int) -> dict[str, Any]:
         """What child.py must know to become a zygote."""
-        rules, site = self._rules[False]
+        plan = self._plans[False]
         kernel = syscalls.Rules(trusted=True, truncates=landlock.abi() >= 3)
         return {
             "kind": "zygote",
@@ -98,14 +122,20 @@ class ZygoteSandbox(ProcessSandbox):
             "control": control,
             "directory": root,
             "argv": None,
-            "path": site,
+            "path": plan.site,
+            "hidden": plan.hidden,
             "preload": self._preload,
             "drop": True,
+            "real_user": self._real_user(),
             "landlock": landlock.abi(),
-            "rules": [*rules, landlock.own(root, programs=False)],
+            "rules": [*plan.rules, landlock.own(root, programs=False)],
             "seccomp": syscalls.program(platform.machine(), kernel),
             "limits": [(resource.RLIMIT_CORE, 0, 0), (resource.RLIMIT_NOFILE, 16 * OPEN_FILES, 16 * OPEN_FILES)],
         }
+
+    def _most_tasks(self) -> list[int]:
+        """As for a process, but root's runs have one id together, the zygote's."""
+        return [(self._parallel + 1) * (supervise.THREADS + 1)] if os.getuid() == 0 else super()._most_tasks()
 
     def start(self, job_fd: int, report_fd: int, root: str, control: int) -> subprocess.Popen[bytes]:
         return self._spawn(job_fd, report_fd, subprocess.DEVNULL, self._environment(root), control)
@@ -121,6 +151,7 @@ class _Zygote:
         self._said = b""
         self._ended = threading.Event()
         self._numbers = iter(range(1, 1 << 62))
+        self._lost = False
         self._clean = weakref.finalize(self, _clean_up, self._owner, self._control, self._ended, self.root)
         with contextlib.ExitStack() as stack:
             stack.callback(theirs.close)
@@ -145,7 +176,7 @@ class _Zygote:
 
     @property
     def alive(self) -> bool:
-        return not self._ended.is_set() and self._owner == os.getpid()
+        return not (self._lost or self._ended.is_set()) and self._owner == os.getpid()
 
     def run(
         self, directory: str, job: bytes, stdin: str, limits: supervise.Limits
@@ -158,6 +189,7 @@ class _Zygote:
             try:
                 socket.send_fds(self._control, [b"run %d" % forked.number], [job_fd, stdin_fd, out_end, err_end, tell])
             except OSError:
+                self._lost = True
                 return None
             finally:
                 for fd in (tell, out_end, err_end):
@@ -166,6 +198,7 @@ class _Zygote:
             killer = supervise.watch(forked, streams, directory, limits)
             exit_status = forked.finish()
             if exit_status is None:
+                self._lost = True
                 return None
             if not forked.ready and killer is None:
                 raise SandboxUnavailable(
