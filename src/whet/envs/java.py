@@ -142,6 +142,8 @@ class Machine:
         self.process.kill()
         self.process.wait(10)
         if hasattr(self, "gateway"):
+            # Else py4j would tell it, from within Python's garbage collection, which of its objects are not needed any more.
+            self.gateway._gateway_client.is_connected = False
             with contextlib.suppress(Exception):
                 self.gateway.close()
         for pipe in (self.process.stdin, self.process.stdout):
