@@ -418,7 +418,7 @@ def test_the_table_has_a_row_for_each_environment() -> None:
     assert (word.success.mean, word.success.n, word.cost) == (yes, 10, None)
     assert word.difference is not None
     assert word.difference.mean == pytest.approx(2 * yes - 1)
-    assert "| · word | " in table.markdown()
+    assert "| · word (n=10) | " in table.markdown()
     assert "Rows with a dot are about one environment" in table.markdown()
 
 
