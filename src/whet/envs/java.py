@@ -35,7 +35,8 @@ MEMORY_MB = 1024
 OPTIONS = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto")
 """Few threads and little warming up: a machine answers one short question at a time."""
 
-logging.getLogger("py4j").addHandler(logging.NullHandler())
+# What py4j logs, with tracebacks, when a machine has died becomes an EnvError here, which says it once.
+logging.getLogger("py4j").setLevel(logging.CRITICAL)
 
 
 class JavaRaised(EnvError):
