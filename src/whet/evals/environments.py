@@ -13,7 +13,7 @@ from typing import Any
 from whet.agents import Agent
 from whet.envs.base import Env, EnvFactory
 from whet.envs.registry import load_env
-from whet.errors import EnvError, PolicyError
+from whet.errors import ConfigError, EnvError, PolicyError
 from whet.evals.evaluation import evaluate
 from whet.policies import load_policy
 from whet.rollout import Limits, rollout
@@ -41,9 +41,12 @@ def measure(spec: str, *, n: int = 100, timed: int = 20, seed: int = 0) -> dict[
 
 
 def count(env: EnvFactory, split: Split) -> int | None:
-    """How many tasks a split has; None for no end."""
-    if env.tasks(split, 1, ENDLESS):
-        return None
+    """How many tasks a split has; None for no end, and 0 where the environment refuses to list any."""
+    try:
+        if env.tasks(split, 1, ENDLESS):
+            return None
+    except ConfigError:
+        return 0
     size = 1024
     while len(found := env.tasks(split, size)) == size:
         size *= 4
