@@ -142,8 +142,9 @@ def _renamed(labels: Sequence[str], parts: Sequence[EnvFactory]) -> frozenset[st
     """The labels of parts of one name that number their tasks alike, whatever their options are."""
     first: dict[str, str] = {}
     renamed = set()
+    counts = Counter(part.name for part in parts)
     for label, part in zip(labels, parts):
-        if label == part.name:
+        if counts[part.name] == 1:
             continue
         for id in _first_ids(part):
             if (other := first.setdefault(id, label)) != label:
