@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import importlib
+import inspect
 import itertools
 import json
 import sys
@@ -11,11 +13,42 @@ from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from whet.envs.bfcl import gold, package
-from whet.types import ToolCall
+import pytest
+
+from whet.envs.base import Action, Step
+from whet.envs.bfcl import BFCL, gold, package
+from whet.tools.sandbox import SandboxUnavailable, open_sandbox
+from whet.types import ToolCall, Turn
+
+try:
+    open_sandbox("zygote").close()
+    _MISSING = ""
+except SandboxUnavailable as error:
+    _MISSING = str(error)
+needs_sandbox = pytest.mark.skipif(bool(_MISSING), reason=_MISSING)
 
 Calls = list[gold.Call]
 _names = itertools.count()
+
+
+def answer(env: BFCL, action: Action) -> Step:
+    """`env.step`, awaited where it has to be."""
+
+    async def awaited(step: Any) -> Step:
+        return await step if inspect.isawaitable(step) else step
+
+    return asyncio.run(awaited(env.step(action)))
+
+
+def begin(category: str, number: int = 0, **options: Any) -> tuple[BFCL, tuple[Turn, ...]]:
+    """An environment at the beginning of a task, and what it shows."""
+    env = BFCL(category, **options)
+    return env, env.reset(env.tasks("test", 1, number)[0])
+
+
+def called(function: str, /, **arguments: Any) -> Action:
+    """An action that is one call."""
+    return Action(tool_calls=(ToolCall(name=function, arguments=arguments, id="call_0"),))
 
 
 class Handler:

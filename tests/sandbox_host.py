@@ -111,9 +111,14 @@ def serve(pipe, other, kind, nobody, base, options) -> None:
                 pipe.send(error)
 
 
-USERS = [
-    pytest.param(False, id="root" if ROOT else "user"),
-    pytest.param(True, id="nobody", marks=() if ROOT else pytest.mark.skip("needs root")),
+ME, SLOW = "root" if ROOT else "user", pytest.mark.slow
+OTHER = () if ROOT else (pytest.mark.skip("becoming nobody needs root"),)
+USERS = [pytest.param(False, id=ME), pytest.param(True, id="nobody", marks=OTHER)]
+HOSTS = [
+    pytest.param(("process", False), id=f"process-{ME}"),
+    pytest.param(("zygote", True), id="zygote-nobody", marks=OTHER),
+    pytest.param(("process", True), id="process-nobody", marks=(SLOW, *OTHER)),
+    pytest.param(("zygote", False), id=f"zygote-{ME}", marks=SLOW),
 ]
 
 
@@ -122,9 +127,9 @@ def kind(request):
     return request.param
 
 
-@pytest.fixture(scope="module", params=USERS)
-def host(kind, request):
-    host = Host(kind, request.param)
+@pytest.fixture(scope="module", params=HOSTS)
+def host(request):
+    host = Host(*request.param)
     yield host
     host.close()
 

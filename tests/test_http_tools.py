@@ -36,8 +36,11 @@ NUMBER = {"type": "object", "properties": {"n": {"type": "integer"}}, "required"
 LISTED = [
     {"name": "add", "description": "Put something\n into the cart.", "parameters": NUMBER | {"title": "Add"}},
     {"type": "function", "function": {"name": "status", "description": "Answers with a status.", "parameters": NUMBER}},
-    *({"name": name, "parameters": {}} for name in ("flaky", "hang", "big", "bytes", "plain", "json", "refuse", "echo", "busy")),
-    {"name": "elsewhere", "parameters": {}, "url": "/other/place"},
+    *(
+        {"name": name, "description": "Answers.", "parameters": {}}
+        for name in ("flaky", "hang", "big", "bytes", "plain", "json", "refuse", "echo", "busy")
+    ),
+    {"name": "elsewhere", "description": "Answers.", "parameters": {}, "url": "/other/place"},
 ]
 
 
@@ -140,7 +143,7 @@ def test_answers_in_every_form(server):
     assert ask(tools, "json") == [1, {"a": None}]
     assert ask(tools, "bytes") == b"caf\xe9"
     assert ask(tools, "elsewhere") == b"here"
-    with pytest.raises(ToolError, match="^the drawer is locked$"):
+    with pytest.raises(ToolError, match=r"^the drawer is locked$"):
         ask(tools, "refuse")
     assert tools.counts == {"ok": 6}
 
@@ -158,7 +161,7 @@ def test_the_rollout_is_named_and_each_call_has_a_key(server):
 @pytest.mark.parametrize("status", [400, 403, 404, 422])
 def test_what_the_model_got_wrong_is_told_at_once(server, status):
     tools = HttpTools(server.url)
-    with pytest.raises(ToolError, match="^you said so$"):
+    with pytest.raises(ToolError, match=r"^you said so$"):
         ask(tools, "status", {"n": status})
     assert len(server.asked) == 1
     assert tools.counts == {"4xx": 1}
@@ -240,7 +243,7 @@ def test_what_cannot_be(make, told):
 
 
 def test_a_listing_that_is_none(server):
-    with pytest.raises(ConfigError, match="which is to describe the tools, gave: HTTP 405|Method Not Allowed"):
+    with pytest.raises(ConfigError, match="which is to describe the tools, gave: Method Not Allowed"):
         HttpTools(server.url, description="/add").tools()
 
 
@@ -332,7 +335,7 @@ def test_a_server_that_is_down_drops_the_episode_with_a_reason(server, tasks):
 
 def test_a_grader_that_refuses_is_no_zero_reward(server, tasks):
     env = load_env(spec(server, tasks, f"grader={server.url}/misgrade"))
-    with pytest.raises(EnvError, match="EndpointError: POST .*/misgrade failed: no idea"):
+    with pytest.raises(EnvError, match=r"EndpointError: POST .*/misgrade failed: no idea"):
         rollout(scripted(call("answer")), env, env.tasks("train", 1), limits=Limits(retries=0))
 
 

@@ -45,7 +45,7 @@ def runs(pid):
     try:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 
@@ -226,10 +226,12 @@ def test_a_forked_child_starts_its_own(servers):
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
-        own = java.take(60)
-        os.write(write, str(own.machine.process.pid).encode())
-        java.pool.close()
-        os._exit(0)
+        try:
+            own = java.take(60)
+            os.write(write, str(own.machine.process.pid).encode())
+            java.pool.close()
+        finally:
+            os._exit(0)
     os.waitpid(child, 0)
     os.close(write)
     pid = int(os.read(read, 100))

@@ -133,6 +133,24 @@ def test_parts_of_one_name_are_told_apart() -> None:
     assert [alike.of(task).options["hops"] for task in alike.tasks("train", 2)] == ["1", "3"]
 
 
+class TestsOnly(Press):
+    """As benchmarks are: nothing to train on."""
+
+    name = "testsonly"
+
+    def tasks(self, split: Split, n: int, start: int = 0) -> list[Task]:
+        if split != "test":
+            raise ConfigError("test tasks only")
+        return super().tasks(split, n, start)
+
+
+def test_parts_that_refuse_a_split_can_still_be_mixed() -> None:
+    mixture = Mixture([EnvFactory(TestsOnly, {"sizes": 2}, "testsonly:sizes=2"), EnvFactory(TestsOnly, spec="testsonly"), WORD])
+    assert ids(mixture.tasks("test", 3)) == ["testsonly:sizes=2/testsonly/test/0", "testsonly/testsonly/test/0", "word/test/0"]
+    with pytest.raises(ConfigError, match="test tasks only"):
+        mixture.tasks("train", 4)
+
+
 # -- what is written -----------------------------------------------------------------------------------------------------
 
 
@@ -418,7 +436,7 @@ def test_the_table_has_a_row_for_each_environment() -> None:
     assert (word.success.mean, word.success.n, word.cost) == (yes, 10, None)
     assert word.difference is not None
     assert word.difference.mean == pytest.approx(2 * yes - 1)
-    assert "| · word | " in table.markdown()
+    assert "| · word (n=10) | " in table.markdown()
     assert "Rows with a dot are about one environment" in table.markdown()
 
 

@@ -55,11 +55,10 @@ def until(condition, seconds=5.0):
 
 def exists(pid):
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        with open(f"/proc/{pid}/stat") as file:  # a zombie has ended; whoever started it has yet to look
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
         return False
-    with open(f"/proc/{pid}/stat") as file:  # a zombie has ended; whoever started it has yet to look
-        return file.read().rpartition(")")[2].split()[0] != "Z"
 
 
 @pytest.fixture

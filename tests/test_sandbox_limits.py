@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from sandbox_host import ATTEMPT, Host, refused
-from whet.tools.sandbox import landlock, open_sandbox, supervise, zygote
+from whet.tools.sandbox import landlock, open_sandbox, zygote
 
 pytest_plugins = ("sandbox_host",)
 
@@ -27,24 +27,23 @@ FORK_BOMBS = {
 
 @pytest.mark.parametrize("bomb", FORK_BOMBS)
 def test_fork_bomb(tree, bomb):
-    """The limit of 8 holds while the bomb goes off; forks that are under way when the rest are counted may come on top."""
-    most, tasks, over = 0, 0, threading.Event()
+    """The kernel stops it at 64 threads and processes; then it is seen, and ended."""
+    most, over = 0, threading.Event()
 
     def look():
-        nonlocal most, tasks
+        nonlocal most
         while not over.is_set():
-            found = tree.processes()
-            most = max(most, len(found))
-            tasks = max(tasks, sum(supervise.resident(pid)[1] for pid in found))
+            most = max(most, len(tree.processes()))
 
     watching = threading.Thread(target=look)
     watching.start()
-    result = tree.run(timeout=1.5, **FORK_BOMBS[bomb])
+    begin = time.monotonic()
+    result = tree.run(timeout=3 if bomb == "threads" else 20, **FORK_BOMBS[bomb])
     over.set()
     watching.join()
-    assert result.killed_by == "timeout", result
-    assert 4 <= most <= 17, "the program's and the one that watches over it"
-    assert tasks <= 300
+    assert result.killed_by == "processes" or (bomb == "threads" and result.killed_by in ("memory", "timeout")), result
+    assert most <= 66, "with the one that watches over them"
+    assert time.monotonic() - begin < 15
     assert tree.processes() == []
 
 
@@ -57,7 +56,7 @@ def test_processes_up_to_the_limit(tree):
 
 def test_thread_bomb(host):
     code = "import threading, time\nthreading.stack_size(1 << 16)\nwhile True: threading.Thread(target=time.sleep, args=(60,)).start()"
-    result = host.run(code, timeout=10)
+    result = host.run(code, timeout=2)
     assert result.killed_by == "processes" or "can't start new thread" in result.stderr, result
     assert host.processes() == []
 
@@ -189,6 +188,7 @@ print(os.listdir("."))
     assert host.run(code, files={"a/b/c": b"1"}).stdout == "PermissionError\n[]\n"
 
 
+@pytest.mark.slow
 def test_directories_that_resist_deletion(host):
     code = """
 import os
@@ -226,6 +226,7 @@ def test_decompression_bomb(host):
     assert 0 < len(left.files["bomb.bz2"]) < 100_000, "the host hands it on as it is"
 
 
+@pytest.mark.slow
 def test_filling_the_disk(host):
     code = "import os\ni = 0\nwhile True:\n i += 1\n with open(str(i), 'wb') as f: f.write(bytes(8 << 20))"
     assert host.run(code, timeout=30).killed_by == "disk"

@@ -140,7 +140,8 @@ class Env:
         The arguments are checked already. A ToolError tells the model what went wrong; anything else that is raised is a
         failure of infrastructure, for which the episode is tried again.
         """
-        return getattr(self, name)(**arguments)
+        result: object = getattr(self, name)(**arguments)
+        return result
 
     def _deadline_of(self, name: str) -> float:
         """Seconds before a call of a tool is given up that has to be waited for."""

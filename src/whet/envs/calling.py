@@ -21,7 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from whet.errors import ToolError, did_you_mean
 from whet.tools.cache import RESULTS
@@ -97,6 +97,10 @@ class Caller:
         self._alone = secrets.token_hex(4)
 
     @property
+    def task(self) -> Task | None:
+        return self.situation.task if self.situation else None
+
+    @property
     def rollout(self) -> str:
         """An id that no other attempt at any episode has, in any process."""
         return f"{self.situation.rollout if self.situation else self._alone}-{_PROCESS}"
@@ -155,7 +159,7 @@ class Caller:
 
     def _recorded(self, env: Env, running: _Running, journal: Journal) -> bool:
         """Take the journal's answer, if it has one."""
-        record = journal.answer(self._record(env, running), self.situation and self.situation.task, self._calls)
+        record = journal.answer(self._record(env, running), self.task, self._calls)
         if record is None:
             return False
         if record.end is not None:
@@ -201,7 +205,7 @@ class Caller:
     def _tell(self, env: Env, running: _Running) -> None:
         self.outcomes[running.outcome] += 1
         if self.journal is not None and not running.recorded:
-            self.journal.write(self._record(env, running), self.situation and self.situation.task, self._calls)
+            self.journal.write(self._record(env, running), self.task, self._calls)
         self._calls += 1
 
     def _record(self, env: Env, running: _Running) -> CallRecord:
@@ -225,7 +229,8 @@ class Caller:
         scope: tuple[Hashable, ...] = (self,)  # played by hand: this episode
         if self.situation is not None:
             scope = (self.situation.options, "" if tool.pure == "global" else self.situation.facts)
-        return type(env), tool.name, canonical(call.arguments), *scope
+        kind: Hashable = cast(Hashable, type(env))
+        return kind, tool.name, canonical(call.arguments), *scope
 
 
 def caller_of(env: Env) -> Caller:

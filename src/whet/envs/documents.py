@@ -19,10 +19,10 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from whet.envs import corpora, pythondocs
-from whet.envs.base import FAILED, Action, Env, Step
+from whet.envs.base import Action, Env, Step
 from whet.envs.corpora import Item
 from whet.envs.search import call_of
-from whet.errors import ConfigError, EnvError, did_you_mean
+from whet.errors import ConfigError, EnvError, ToolError, did_you_mean
 from whet.seeding import derive_seed
 from whet.tools.bm25 import words
 from whet.tools.function import tool
@@ -124,10 +124,11 @@ class Documents(Env):
         at = self._corpus.places.get(document.strip())
         if at is None:
             near = [self._corpus.documents[i].title for i in self._found]
-            return f"{FAILED}no document {document.strip()[:80]!r}. " + (did_you_mean(document, near) if near else "Search for its title.")
+            hint = did_you_mean(document, near) if near else "Search for its title."
+            raise ToolError(f"no document {document.strip()[:80]!r}. {hint}")
         parts = self._parts(at)
         if not 1 <= part <= len(parts):
-            return f"{FAILED}part is {part}; {document.strip()!r} has parts 1 to {len(parts)}"
+            raise ToolError(f"part is {part}; {document.strip()!r} has parts 1 to {len(parts)}")
         self._read.append(at)
         return parts[part - 1] + (f"\n(part {part} of {len(parts)})" if len(parts) > 1 else "")
 

@@ -35,7 +35,8 @@ MEMORY_MB = 1024
 OPTIONS = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto")
 """Few threads and little warming up: a machine answers one short question at a time."""
 
-logging.getLogger("py4j").addHandler(logging.NullHandler())
+# What py4j logs, with tracebacks, when a machine has died becomes an EnvError here, which says it once.
+logging.getLogger("py4j").setLevel(logging.CRITICAL)
 
 
 class JavaRaised(EnvError):
@@ -142,6 +143,8 @@ class Machine:
         self.process.kill()
         self.process.wait(10)
         if hasattr(self, "gateway"):
+            # Else py4j would tell it, from within Python's garbage collection, which of its objects are not needed any more.
+            self.gateway._gateway_client.is_connected = False
             with contextlib.suppress(Exception):
                 self.gateway.close()
         for pipe in (self.process.stdin, self.process.stdout):

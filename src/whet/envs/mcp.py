@@ -15,8 +15,9 @@ from whet.envs.grading import Match, load_function
 from whet.envs.served import Result, Rules, Served, names
 from whet.errors import ConfigError, EnvError
 from whet.tools.function import Tool
-from whet.tools.mcp import Command, Connection, Listing, Local, Protocol, Server, Url, connect, connect_shared, listing
+from whet.tools.mcp import Connection, Listing, Local, Protocol, Server, Url, connect, connect_shared, listing
 from whet.tools.schema import Style
+from whet.tools.stdio import Command
 
 
 class MCP(Served):

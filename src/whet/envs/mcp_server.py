@@ -257,8 +257,8 @@ def env_server(env: EnvFactory, *, splits: Sequence[Split] = ("train", "dev"), p
         except Exception as error:  # the client must learn why, and the package would hide it
             logging.getLogger("whet.mcp_server").warning("%s failed: %s: %s", params.name, type(error).__name__, error)
             return failed(f"the environment failed, and the episode is over: {type(error).__name__}: {error}")
-        content = [types.TextContent(type="text", text=record["observation"] or json.dumps(record))]
-        return types.CallToolResult(content=content, structured_content=record, is_error=bad)
+        text = types.TextContent(type="text", text=record["observation"] or json.dumps(record))
+        return types.CallToolResult(content=[text], structured_content=record, is_error=bad)
 
     instructions = env.cls.instructions if isinstance(env.cls.instructions, str) else ""
     return Server(

@@ -11,6 +11,7 @@ they have without the mixture, so results pair with those of single environments
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import random
 import re
@@ -141,13 +142,23 @@ def _renamed(labels: Sequence[str], parts: Sequence[EnvFactory]) -> frozenset[st
     """The labels of parts of one name that number their tasks alike, whatever their options are."""
     first: dict[str, str] = {}
     renamed = set()
+    counts = Counter(part.name for part in parts)
     for label, part in zip(labels, parts):
-        if label == part.name:
+        if counts[part.name] == 1:
             continue
-        for id in {task.id for split in SPLITS for task in part.tasks(split, 1)}:
+        for id in _first_ids(part):
             if (other := first.setdefault(id, label)) != label:
                 renamed |= {label, other}
     return frozenset(renamed)
+
+
+def _first_ids(part: EnvFactory) -> set[str]:
+    """The id of the first task of each split that the environment has."""
+    ids: set[str] = set()
+    for split in SPLITS:
+        with contextlib.suppress(ConfigError):  # a benchmark that has test tasks only may refuse the others
+            ids |= {task.id for task in part.tasks(split, 1)}
+    return ids
 
 
 def _turns(weights: Sequence[int], sizes: Sequence[int | None], n: int) -> list[int]:

@@ -65,13 +65,13 @@ class ReasoningGym(Env):
     """Answer one task of a reasoning-gym generator; scored by the package, and solved at a score of 1.
 
     Options: `dataset` is one of the package's generators, and every other option is passed on to it, such as
-    `dataset=chain_sum,max_terms=3`; `answer` is how the answer is given: the whole reply (`text`), what stands between
+    `chain_sum,max_terms=3`; `answer` is how the answer is given: the whole reply (`text`), what stands between
     <answer> and </answer> in it (`tags`), or a tool call (`tool`).
     """
 
     max_tokens = 512
 
-    def __init__(self, dataset: str = "chain_sum", answer: Literal["text", "tags", "tool"] = "text", **options: Any) -> None:
+    def __init__(self, dataset: str = "chain_sum", *, answer: Literal["text", "tags", "tool"] = "text", **options: Any) -> None:
         known = set(DATASETS) - {"composite"}
         if dataset not in known:
             mixed = " To practise on several, use the environment 'mix'." if dataset == "composite" else ""

@@ -21,7 +21,9 @@ import importlib
 import importlib.util
 import inspect
 import json
+import os
 import re
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -55,6 +57,8 @@ _BUNDLED = {
     "textworldexpress": "whet.envs.textworldexpress:TextWorldExpress",
     "verifiers": "whet.envs.verifiers:Verifiers",
 }
+_JAVA = ("scienceworld", "textworldexpress")
+"""Environments that run in a Java machine."""
 _FILE = re.compile(r"(?P<path>.*?\.py)(?::(?P<name>[^:=,]*))?(?::(?P<options>.*))?", re.DOTALL)
 _MODULE = re.compile(r"(?P<path>\w+(?:\.\w+)*):(?P<name>[A-Za-z_]\w*)(?::(?P<options>.*))?", re.DOTALL)
 
@@ -68,7 +72,9 @@ class EnvInfo:
     options: Mapping[str, str]
     """Option -> its type and default, as in `int = 4`."""
     missing: str | None = None
-    """The message that says what to install, where something must be."""
+    """What it takes to play it here: a package or a program that must be installed."""
+    measured: Mapping[str, Any] | None = None
+    """What `scripts/environments.py` measured, with the machine and the date: `rows`, `install` and `licence`."""
 
 
 def names() -> tuple[str, ...]:
@@ -80,12 +86,39 @@ def describe(name: str) -> EnvInfo:
     """Summary and options of a bundled environment. Raises ConfigError for an unknown name."""
     if name not in _BUNDLED:
         raise ConfigError(f"unknown environment {name!r}. {did_you_mean(name, _BUNDLED)}")
+    figures = measured().get(name)
     try:
         cls = _bundled(name)
     except MissingExtra as error:
-        return EnvInfo(name=name, summary="", options={}, missing=str(error))
-    summary = " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
-    return EnvInfo(name=name, summary=summary, options={key: _shown(p) for key, p in _arguments(cls)[0].items()})
+        summary = figures["summary"] if figures else ""
+        return EnvInfo(name=name, summary=summary, options={}, missing=str(error), measured=figures)
+    options = {key: _shown(p) for key, p in _arguments(cls)[0].items()} if issubclass(cls, Env) else {}
+    return EnvInfo(name=name, summary=summary_of(cls), options=options, missing=_program(name), measured=figures)
+
+
+def summary_of(cls: type) -> str:
+    """The first paragraph of a class's docstring, in one line."""
+    return " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
+
+
+def measured() -> dict[str, dict[str, Any]]:
+    """The figures of all environments that were measured, by name."""
+    found: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("measured.json").read_text())
+    return found
+
+
+def _program(name: str) -> str | None:
+    """What must be installed besides packages, where it is not there."""
+    if name in _JAVA and not any(map(shutil.which, ("java", os.path.join(os.environ.get("JAVA_HOME", ""), "bin", "java")))):
+        return "it needs a Java runtime (8 or later), and there is no program 'java'. Run as root: apt-get install -y default-jre-headless"
+    if name == "miniwob":
+        from whet.envs.chromium import executable
+
+        try:
+            executable()
+        except MissingExtra as error:
+            return str(error)
+    return None
 
 
 def _shown(parameter: inspect.Parameter) -> str:

@@ -56,7 +56,7 @@ def _read(file: Path, env: str, prompts: bool, stamp: tuple[int, int]) -> Mappin
         other, home = asked.setdefault(question, (entry["id"], split))
         if home != split:
             raise ConfigError(f"tasks {other!r} of {home} and {entry['id']!r} of {split} in {file} are the same; a split would leak")
-        data = {key: entry[key] for key in ("prompt", "answer", "data") if key in entry}
+        data: dict[str, Any] = {key: entry[key] for key in ("prompt", "answer", "data") if key in entry}
         found[split].append(Task(id=f"{env}/{entry['id']}", env=env, split=split, seed=derive_seed("task", env, entry["id"]), data=data))
     return {split: tuple(tasks) for split, tasks in found.items()}
 

@@ -35,15 +35,19 @@ Game = Literal["cookingworld", "twc", "coin", "mapreader", "arithmetic", "sortin
 _HOUSE = {"includeDoors": (0, 1), "limitInventorySize": (0, 1)}
 PARAMETERS: Mapping[str, Mapping[str, tuple[int, int]]] = {
     "cookingworld": {"numLocations": (1, 11), "numIngredients": (1, 5), "numDistractorItems": (0, 10), **_HOUSE},
-    "twc": {"numLocations": (1, 3), "numItemsToPutAway": (1, 10), **_HOUSE},
+    "twc": {"numLocations": (1, 3), "numItemsToPutAway": (1, 4), **_HOUSE},
     "coin": {"numLocations": (1, 11), "numDistractorItems": (0, 10), **_HOUSE},
-    "mapreader": {"numLocations": (1, 50), "maxDistanceApart": (1, 8), "maxDistractorItemsPerLocation": (0, 3), **_HOUSE},
+    "mapreader": {"numLocations": (2, 48), "maxDistanceApart": (1, 8), "maxDistractorItemsPerLocation": (0, 3), **_HOUSE},
     "arithmetic": {},
     "sorting": {},
     "simonsays": {"gameLength": (1, 1000), "numDistractors": (0, 5), "memorization": (0, 1), "verbose": (0, 1)},
     "peckingorder": {},
 }
-"""Game -> its parameters with their least and largest values, as the package documents them."""
+"""Game -> its parameters with their least and largest values, as the package enforces them.
+
+Its documentation allows up to 10 items in twc, which it then refuses, and maps of 1 to 50 locations, of which it can make
+none of 1, 49 or 50.
+"""
 FIRST_SEED: Mapping[Split, int] = {"train": 0, "dev": 10_000, "test": 20_000}
 SEEDS = 1000
 """In each fold."""
@@ -112,8 +116,7 @@ class TextWorldExpress(JavaEnv):
     def tasks(self, split: Split, n: int, start: int = 0) -> list[Task]:
         """The official seeds of a fold, 1,000 of them, in their order.
 
-        Of mapreader, those for which the package finds a map: some have none where the coin is to lie far away. Raises
-        ConfigError where there is none at all.
+        Of mapreader, those for which the package finds a map: some have none where the coin may lie far away on a small one.
         """
         data = {"game": self.game, "parameters": self._parameters}
         label = f"{self.game}({self._parameters})" if self._parameters else self.game
@@ -136,8 +139,6 @@ class TextWorldExpress(JavaEnv):
                     _Game(server, self.game, self._parameters, FIRST_SEED[split] + i, split)
                     good.append(i)
                 tried.append(i)
-                if not good and len(tried) == 100:
-                    raise ConfigError(f"the game 'mapreader' finds no map with {self._parameters}; choose a smaller maxDistanceApart")
         finally:
             self.servers.give(server)
         return good

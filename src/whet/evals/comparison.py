@@ -277,7 +277,7 @@ def _row_means(matrix: np.ndarray) -> np.ndarray:
 
 def _label(row: Row) -> str:
     """How a row begins: with the recipe, or with a dot and the environment."""
-    return (f"· {row.part}" if row.part else row.recipe + " (scripted)" * row.scripted) + " !" * bool(row.warning)
+    return (f"· {row.part} (n={row.success.n})" if row.part else row.recipe + " (scripted)" * row.scripted) + " !" * bool(row.warning)
 
 
 def _points(value: Score | Difference, sign: str = "") -> str:

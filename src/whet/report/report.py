@@ -105,7 +105,7 @@ def _rows(rows: Sequence[Mapping[str, Any]], level: float) -> str:
     cells = []
     for row in rows:
         s, d = row["success"], row["difference"]
-        name = f"<small>· {escape(row['part'])}</small>" if row.get("part") else f"<b>{escape(row['recipe'])}</b>"
+        name = f"<small>· {escape(row['part'])} (n={s['n']})</small>" if row.get("part") else f"<b>{escape(row['recipe'])}</b>"
         name += " " + page.badge("scripted", "warn") if row["scripted"] and not row.get("part") else ""
         name += " " + page.badge(f"{row['n_errors']} of {row['n_episodes']} failed", "warn") if row["n_errors"] else ""
         score = f"{s['mean']:.1%} <small>[{100 * s['low']:.1f}, {100 * s['high']:.1f}]</small>"

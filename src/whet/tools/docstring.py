@@ -32,7 +32,7 @@ def read_docstring(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
 
 
 def _summary(lines: list[str]) -> str:
-    summary = []
+    summary: list[str] = []
     for i, line in enumerate(lines):
         heading = _GOOGLE.match(line) or _SPHINX_FIELD.match(line) or (i + 1 < len(lines) and _RULE.match(lines[i + 1]))
         if heading or (not line.strip() and summary):

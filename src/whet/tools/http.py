@@ -123,21 +123,22 @@ class HttpTools:
         headers = {**self._headers, ROLLOUT_HEADER: quote(rollout, safe="/#@:-._~"), "Idempotency-Key": key}
         content = None if body is None else json.dumps(body, default=str).encode()
         headers |= {"Content-Type": "application/json"} if content is not None else {}
+        counts = self.counts if content is not None else Counter()
         for tried in range(self.retries + 1):
             wait = self.pause * 2**tried
             try:
                 status, answer, after = await _exchange(method, url, content, {k: v for k, v in headers.items() if v})
             except httpx2.TransportError as error:
-                self.counts["connection"] += 1
+                counts["connection"] += 1
                 problem = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             else:
                 if status < 400:
-                    self.counts["ok"] += 1
+                    counts["ok"] += 1
                     return _decoded(answer)
                 if status < 500 and status not in _PASSING:
-                    self.counts["4xx"] += 1
+                    counts["4xx"] += 1
                     raise ToolError(_complaint(status, answer))
-                self.counts["429" if status in _PASSING else "5xx"] += 1
+                counts["429" if status in _PASSING else "5xx"] += 1
                 problem, wait = f"{status} {_complaint(status, answer)[:300]}", max(wait, after)
             if tried < self.retries:
                 await asyncio.sleep(min(wait, _LONGEST_PAUSE))

@@ -6,6 +6,7 @@ import ast
 import functools
 import json
 import signal
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,18 @@ PRELOAD = (
 """What the sandbox has imported before a visit: each is then a fork of a process that has not yet seen any conversation."""
 
 
+_opening = threading.Lock()
+
+
 @functools.cache
-def _sandbox() -> Sandbox:
+def _opened() -> Sandbox:
     return open_sandbox("zygote", packages=("bfcl-eval", "mpmath"), preload=PRELOAD)
+
+
+def sandbox() -> Sandbox:
+    """The sandbox of this process: one, whichever threads come first."""
+    with _opening:
+        return _opened()
 
 
 def visit(requests: Sequence[Mapping[str, Any]]) -> list[Any]:
@@ -56,7 +66,7 @@ def visit(requests: Sequence[Mapping[str, Any]]) -> list[Any]:
 
     Raises TooMuch where a limit ended it, EnvError where it failed for another reason.
     """
-    result = _sandbox().run(
+    result = sandbox().run(
         WORKER,
         stdin=json.dumps(requests),
         timeout=TIMEOUT,

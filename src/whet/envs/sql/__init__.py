@@ -14,14 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from whet.envs.base import FAILED, Action, Env, Step
+from whet.envs.base import Action, Env, Step
 from whet.envs.search import call_of
 from whet.envs.sql.database import QueryError, Result, Value, quoted
 from whet.envs.sql.generate import make_question
 from whet.envs.sql.questions import LEVELS
 from whet.envs.sql.schema import Question
 from whet.envs.sql.spider import Spider
-from whet.errors import ConfigError, did_you_mean
+from whet.errors import ConfigError, ToolError, did_you_mean
 from whet.seeding import derive_seed
 from whet.tools.function import Tool, describe, tool
 from whet.types import Split, Task
@@ -129,11 +129,11 @@ class SQL(Env):
         """Show the columns and some rows of a table."""
         known = {t.name: t for t in self._asked.tables}
         if table not in known:
-            return f"{FAILED}no table {table[:40]!r}. {did_you_mean(table, known)}"
+            raise ToolError(f"no table {table[:40]!r}. {did_you_mean(table, known)}")
         try:
             rows = self._asked.shown.run(f"select * from {quoted(table)} limit {SAMPLE}")
         except QueryError as error:
-            return f"{FAILED}{error}"
+            raise ToolError(str(error)) from None
         return f"{known[table].details()}\n\n{show(rows)}"
 
     @tool
@@ -142,7 +142,7 @@ class SQL(Env):
         try:
             self._queried = self._asked.shown.run(sql)
         except QueryError as error:
-            return f"{FAILED}{error}"
+            raise ToolError(str(error)) from None
         return show(self._queried)
 
     @tool

@@ -89,7 +89,7 @@ def _sound(database: Database, asked: Asked, shown: bool) -> bool:
         rows = database.run(asked.sql).rows
     except QueryError as error:
         raise EnvError(f"the query {asked.sql!r} fails: {error}; this is a defect of whet") from error
-    return not shown or (1 <= len(rows) <= asked.group and all(value not in (None, 0) for row in rows for value in row))
+    return not shown or (1 <= len(rows) <= asked.most and all(value not in (None, 0) for row in rows for value in row))
 
 
 def _populate(rng: random.Random, family: Family, cast: Cast, asked: Asked) -> Data:
@@ -99,9 +99,13 @@ def _populate(rng: random.Random, family: Family, cast: Cast, asked: Asked) -> D
     data: Data = {}
     for entity, names in ((family.owner, owners), (family.thing, things)):
         ids = list(range(1, len(names) + 1)) if linked else _ids(rng, len(names), entity, asked)
+        kinds = [rng.choice(cast.kinds[entity.table]) for _ in names]
+        numbers = {column: _numbers(rng, len(names), entity, column, asked) for column in entity.numbers}
+        for table, column, value in asked.numbers:
+            if asked.kind and table == entity.table and value in numbers[column]:
+                kinds[numbers[column].index(value)] = asked.kind
         columns: list[Sequence[Value]] = [ids] if linked or asked.ids else []
-        columns += [names, [rng.choice(cast.kinds[entity.table]) for _ in names]]
-        columns += [_numbers(rng, len(names), entity, column, asked) for column in entity.numbers]
+        columns += [names, kinds, *numbers.values()]
         if linked and entity is family.thing:
             columns.append([rng.randint(1, len(owners)) for _ in names])
         data[entity.table] = list(zip(*columns))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from whet.envs.sql.families import Entity, Family
 
@@ -39,9 +39,11 @@ class Asked:
     """(table, id of a row) that must exist."""
     numbers: tuple[tuple[str, str, int], ...] = ()
     """(table, column, value) that should occur in most instances."""
+    kind: str = ""
+    """What the kind column of the rows with those numbers should hold, where the question asks for both."""
     untied: str = ""
     """A query whose first two rows must differ, so that there is one answer."""
-    group: int = field(default=8)
+    most: int = 8
     """Rows that the answer may have on the instance that the agent sees."""
 
 
@@ -115,7 +117,7 @@ def _both(d: Draw) -> Asked:
     e = d.entity()
     c, n, (words, operator, k) = d.kind(e), d.number(e), d.comparison()
     sql = f"select name from {e.table} where {e.kind} = '{c}' and {n} {operator} {k}"
-    return Asked(f"Which {e.plural} have the {e.kind} {c} and {_a(n)} {words} {k}?", sql, (e.table,), numbers=((e.table, n, k),))
+    return Asked(f"Which {e.plural} have the {e.kind} {c} and {_a(n)} {words} {k}?", sql, (e.table,), numbers=((e.table, n, k),), kind=c)
 
 
 def _two_columns(d: Draw) -> Asked:
@@ -160,7 +162,7 @@ def _sorted(d: Draw) -> Asked:
     e = d.entity()
     n, (words, direction) = d.number(e), d.rng.choice((("highest to the lowest", "desc"), ("lowest to the highest", "asc")))
     sql = f"select name from {e.table} order by {n} {direction}"
-    return Asked(f"What are the names of the {e.plural}, from the {words} {n}?", sql, (e.table,), group=10)
+    return Asked(f"What are the names of the {e.plural}, from the {words} {n}?", sql, (e.table,), most=10)
 
 
 def _of_owner(d: Draw) -> Asked:

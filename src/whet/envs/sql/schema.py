@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,7 +65,7 @@ class Question:
         """
         gold = self.gold if self.keep_distinct else without_distinct(self.gold)
         mine = sql if self.keep_distinct else without_distinct(sql)
-        for i, database in enumerate((self.shown, *self.others())):
+        for i, database in enumerate(itertools.chain([self.shown], self.others())):
             expected = self.answer_on(database, gold)
             try:
                 found = database.run(mine)

@@ -10,14 +10,12 @@ code's.
 from __future__ import annotations
 
 import ctypes
-import errno
 import gc
 import marshal
 import os
 import resource
 import signal
 import sys
-import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing itself takes longer to import than all of the above
@@ -29,8 +27,7 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 ADD_RULE, RESTRICT_SELF, CREATE_RULESET = 445, 446, 444
 SECCOMP = {"x86_64": 317, "aarch64": 277}
 SET_PDEATHSIG, CAPBSET_DROP, SET_CHILD_SUBREAPER, SET_NO_NEW_PRIVS, CAP_AMBIENT, CLEAR_AMBIENT = 1, 24, 36, 38, 47, 4
-NEW_LISTENER, NOTIF_RECV, NOTIF_SEND = 8, 0xC0502100, 0xC0182101
-CLONE, CLONE_THREAD = {"x86_64": 56, "aarch64": 220}, 0x10000
+SET_KEEPCAPS, RAISE_AMBIENT, READ_ALL, CAP_VERSION, UNCHANGED = 8, 2, 2, 0x20080522, 0xFFFFFFFF
 FILE_RIGHTS = 1 | 2 | 4 | 1 << 14 | 1 << 15
 OWN_PID = (0xFFFFFF42).to_bytes(4, sys.byteorder)
 
@@ -60,18 +57,41 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def drop_privileges(real_user: int) -> None:
-    """Nothing gained by running setuid files, and none of root's capabilities. The kernel counts the threads of every real
-    user but root, so that root takes another name for that; what it may do depends on the effective user, which stays."""
-    if real_user:
-        LIBC.setresuid(ctypes.c_uint32(real_user), ctypes.c_uint32(-1 & 0xFFFFFFFF), ctypes.c_uint32(-1 & 0xFFFFFFFF))
+def take_another_name(user: int, for_all: bool) -> None:
+    """For root, whose threads and processes the kernel does not count.
+
+    It counts by the real user, while what a process may do goes by the effective one, so that taking another real user is
+    enough, until a program is run, which then is that user `for_all`. The right to read all that Landlock lets through is
+    kept then, since Python may well be installed in root's home.
+    """
+    if not for_all:
+        if LIBC.setresuid(ctypes.c_uint32(user), ctypes.c_uint32(UNCHANGED), ctypes.c_uint32(UNCHANGED)) < 0:
+            return  # in a container without the right to: the caller counts, too
+        return
+    check(prctl(SET_KEEPCAPS, 1), "PR_SET_KEEPCAPS")
+    os.setgroups([])
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)
+    held = (ctypes.c_uint32 * 6)()
+    LIBC.capget((ctypes.c_uint32 * 2)(CAP_VERSION, 0), held)
+    if held[1] & 1 << READ_ALL:
+        only = (ctypes.c_uint32 * 6)(1 << READ_ALL, 1 << READ_ALL, 1 << READ_ALL)
+        check(LIBC.capset((ctypes.c_uint32 * 2)(CAP_VERSION, 0), only), "capset")
+        check(prctl(CAP_AMBIENT, RAISE_AMBIENT, READ_ALL), "PR_CAP_AMBIENT_RAISE")
+    die_with_parent(os.getppid())  # forgotten with the old name
+
+
+def drop_privileges(user: int, for_all: bool) -> None:
+    """Nothing gained by running setuid files, and none of root's capabilities but what `take_another_name` keeps."""
     check(prctl(SET_NO_NEW_PRIVS, 1), "PR_SET_NO_NEW_PRIVS")
     prctl(CAP_AMBIENT, CLEAR_AMBIENT)
     for capability in range(64):
-        if prctl(CAPBSET_DROP, capability) < 0:
+        if not (for_all and capability == READ_ALL) and prctl(CAPBSET_DROP, capability) < 0:
             break
-    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
-    check(LIBC.capset(header, (ctypes.c_uint32 * 6)()), "capset")
+    if user:
+        take_another_name(user, for_all)
+    if not (user and for_all):
+        check(LIBC.capset((ctypes.c_uint32 * 2)(CAP_VERSION, 0), (ctypes.c_uint32 * 6)()), "capset")
 
 
 def landlock(rules: Any, abi: int) -> None:
@@ -94,8 +114,7 @@ def landlock(rules: Any, abi: int) -> None:
     os.close(ruleset)
 
 
-def seccomp(program: bytes, doorbell: Any) -> None:
-    """Install a filter. Where calls need leave, who is to give it is sent through `doorbell`."""
+def seccomp(program: bytes) -> None:
     program = program.replace(OWN_PID, os.getpid().to_bytes(4, sys.byteorder))
     body = ctypes.create_string_buffer(program, len(program))
 
@@ -103,14 +122,7 @@ def seccomp(program: bytes, doorbell: Any) -> None:
         _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
 
     given = Program(len(program) // 8, ctypes.addressof(body))
-    number = SECCOMP[os.uname().machine]
-    if doorbell is None:
-        check(call(number, 1, 0, ctypes.byref(given)), "seccomp")
-        return
-    asking = check(call(number, 1, NEW_LISTENER, ctypes.byref(given)), "seccomp with a listener")
-    doorbell.sendmsg([b"x"], [(1, 1, asking.to_bytes(4, sys.byteorder))])  # SOL_SOCKET, SCM_RIGHTS
-    doorbell.close()
-    os.close(asking)
+    check(call(SECCOMP[os.uname().machine], 1, 0, ctypes.byref(given)), "seccomp")
 
 
 def confine(job: Job) -> None:
@@ -122,11 +134,11 @@ def confine(job: Job) -> None:
     os.umask(0o077)
     if sys.platform == "linux":
         if job["drop"]:
-            drop_privileges(job["real_user"])
+            drop_privileges(job["user"], job["kind"] == "tree")
         if job["landlock"]:
             landlock(job["rules"], job["landlock"])
         if job["seccomp"]:
-            seccomp(job["seccomp"], job.pop("doorbell", None))
+            seccomp(job["seccomp"])
 
 
 def read_exactly(fd: int, size: int) -> bytes:
@@ -206,117 +218,42 @@ def report(error: BaseException, code: bytes) -> None:
         sys.stderr.write(f"{type(error).__name__}: {str(error)[:500]}\n")
 
 
-class Supervisor:
-    """Stays between a program of several processes and the caller: allows each of them, inherits orphans, ends them all."""
-
-    def __init__(self, child: int, limit: int, threads: int, doorbell: Any) -> None:
-        self.child, self.limit, self.doorbell = child, limit, doorbell
-        self.tasks = limit + threads
-        self.counted = (1, 1)
-        """Processes and tasks (threads included) when last counted, with those allowed since."""
-        self.when = 0.0
-
-    def end(self, *_: Any) -> None:
-        """Its children lead no group of their own, since they may not, so that this reaches all of them at once."""
-        os.killpg(self.child, signal.SIGKILL)
-
-    def serve(self) -> None:
-        """Until the program's first process is over."""
-        import select
-
-        poll = select.poll()
-        ended = os.pidfd_open(self.child)
-        poll.register(ended, select.POLLIN)
-        poll.register(self.doorbell, select.POLLIN)
-        asked = -1
-        while True:
-            for fd, event in poll.poll():
-                if fd == ended:
-                    return
-                if fd == asked and event & select.POLLIN:
-                    self.answer(asked)
-                elif fd == asked:  # no process is left that could ask
-                    poll.unregister(asked)
-                else:
-                    poll.unregister(fd)
-                    _, messages, _, _ = self.doorbell.recvmsg(1, 64)
-                    if messages:
-                        asked = int.from_bytes(messages[0][2][:4], sys.byteorder)
-                        poll.register(asked, select.POLLIN)
-
-    def answer(self, asked: int) -> None:
-        """Let a process have a child or a thread, if there are not too many yet. Either fact lies in registers, out of reach
-        of other threads, so that letting the call go on is safe."""
-        request = ctypes.create_string_buffer(80)
-        if LIBC.ioctl(asked, ctypes.c_ulong(NOTIF_RECV), request) < 0:
-            return  # whoever asked is gone
-        number, flags = int.from_bytes(request.raw[16:20], "little"), int.from_bytes(request.raw[32:40], "little")
-        thread = number == CLONE[os.uname().machine] and bool(flags & CLONE_THREAD)
-        if not self.room(thread) and time.monotonic() - self.when > 0.005:
-            self.count()
-        room = self.room(thread)
-        processes, tasks = self.counted
-        self.counted = (processes + (room and not thread), tasks + room)
-        answer = request.raw[:8] + bytes(8) + (b"" if room else (-errno.EAGAIN).to_bytes(4, "little", signed=True))
-        answer = answer + (bytes(4) + b"\1\0\0\0" if room else bytes(4))
-        LIBC.ioctl(asked, ctypes.c_ulong(NOTIF_SEND), ctypes.create_string_buffer(answer, 24))
-
-    def room(self, thread: bool) -> bool:
-        processes, tasks = self.counted
-        return tasks < self.tasks and (thread or processes < self.limit)
-
-    def count(self) -> None:
-        """Count the processes of the program's session, the dead ones that nobody has waited for included."""
-        processes = tasks = 0
-        for name in os.listdir("/proc"):
-            if name.isdigit():
-                try:
-                    with open(f"/proc/{name}/stat", "rb") as file:
-                        fields = file.read().rpartition(b") ")[2].split()
-                except OSError:
-                    continue
-                if int(fields[3]) == self.child:
-                    processes, tasks = processes + 1, tasks + int(fields[17])
-        self.counted, self.when = (processes, tasks), time.monotonic()
-
-
 def supervise(job: Job, report_fd: int) -> None:
-    """Returns in a child; this process becomes its supervisor."""
-    import _socket
-
+    """Returns in a child; this process stays between it and the caller as the one who inherits and ends its orphans."""
     check(prctl(SET_CHILD_SUBREAPER, 1), "PR_SET_CHILD_SUBREAPER")
     me = os.getpid()
     signal.signal(signal.SIGTERM, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     ready, told = os.pipe()
-    ours, theirs = _socket.socketpair()
     child = os.fork()
     if not child:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         os.close(ready)
-        ours.close()
-        job["doorbell"] = theirs
         os.setsid()
+        os.nice(5)  # so that whoever counts and ends the processes comes first
         os.close(told)
         die_with_parent(me)
         return
+
+    def end(*_: Any) -> None:
+        """Its children lead no group of their own, since they may not, so that this reaches all of them at once."""
+        os.killpg(child, signal.SIGKILL)
+
     os.close(told)
-    theirs.close()
     os.write(report_fd, b"P%d\n" % child)
     os.read(ready, 1)  # until the child leads a session of its own, which is what is killed
     null = os.open(os.devnull, os.O_RDWR)
     for fd in range(3):
         os.dup2(null, fd)
-    supervisor = Supervisor(child, job["processes"], job["threads"], ours)
-    signal.signal(signal.SIGTERM, supervisor.end)
+    signal.signal(signal.SIGTERM, end)
     prctl(SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != job["parent"]:
-        supervisor.end()
+        end()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    supervisor.serve()
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # not reaped yet, so that its id is still its group's
+    end()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    supervisor.end()  # the child is not reaped yet, so that its id is still its group's
     _, status = os.waitpid(child, 0)
     try:
         while True:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import glob
 import itertools
 import marshal
 import math
@@ -50,9 +51,13 @@ for attempt in (lambda: open("/etc/passwd"), lambda: open("/proc/1/status"), lam
     raise SystemExit("not confined: %r worked" % getattr(attempt, "__code__", attempt))
 print("confined")
 """
-_USERS = itertools.cycle(range(0x40000000, 0x70000000))
-"""User ids that no system gives to anybody."""
+_USERS = itertools.count()
 _tested: set[tuple[object, ...]] = set()
+
+
+def another_user() -> int:
+    """For root, a user id that no system gives to anybody, to be counted under; 0 for anybody else."""
+    return 0x40000000 + (4096 * os.getpid() + next(_USERS)) % 0x30000000 if os.getuid() == 0 else 0
 
 
 def offers() -> tuple[list[str], list[str]]:
@@ -122,7 +127,6 @@ class ProcessSandbox(Sandbox):
         self._processes, self._file_size, self._disk = processes, file_size, disk
         self._parallel = parallel or 2 * (os.cpu_count() or 1)
         self._turn = threading.BoundedSemaphore(self._parallel)
-        self._users_tasks = (-math.inf, 0)
         self._filters: dict[syscalls.Rules, bytes] = {}
         self._strong = not lack
         self.capabilities = Capabilities(
@@ -207,6 +211,10 @@ class ProcessSandbox(Sandbox):
         tree = self._processes > 1
         programs = tree or program is not None
         plan = self._plans[programs]
+        user = another_user() if tree or program is None else 0
+        if user and tree:
+            for path in (directory, *glob.iglob(f"{glob.escape(directory)}/**", recursive=True, include_hidden=True)):
+                os.chown(path, user, user)
         signals = tree and landlock.abi() >= 6
         kernel = syscalls.Rules(fork=tree, execute=programs, signals=signals, truncates=landlock.abi() >= 3)
         return {
@@ -217,9 +225,7 @@ class ProcessSandbox(Sandbox):
             "path": plan.site,
             "hidden": plan.hidden,
             "drop": True,
-            "real_user": 0 if programs else self._real_user(),
-            "processes": self._processes,
-            "threads": supervise.THREADS,
+            "user": user,
             "landlock": landlock.abi() if self._strong else 0,
             "rules": [*plan.rules, landlock.own(directory, programs=programs)],
             "seccomp": self._filter(kernel),
@@ -248,19 +254,10 @@ class ProcessSandbox(Sandbox):
             found += [(resource.RLIMIT_DATA, memory, memory), (resource.RLIMIT_AS, memory + LIBRARY_SPACE, memory + LIBRARY_SPACE)]
         return found
 
-    def _real_user(self) -> int:
-        """For root, a user id that nobody has, so that the kernel counts a run's threads; 0 for anybody else."""
-        return next(_USERS) if os.getuid() == 0 else 0
-
     def _most_tasks(self) -> list[int]:
-        """The kernel's own limit on threads and processes, which counts all of a user's together: exact for root, whose runs
-        have an id each, and a wide second line for others. Empty where the supervisor counts instead."""
-        if os.getuid() == 0:
-            return [] if self._processes > 1 else [supervise.THREADS + 1]
-        now = time.monotonic()
-        if now - self._users_tasks[0] > 2.0:
-            self._users_tasks = (now, supervise.tasks(os.getuid()))
-        return [self._users_tasks[1] + (self._parallel + 1) * (self._processes + supervise.THREADS)]
+        """The kernel's own limit on a user's threads and processes, all together. Root's runs are a user each, for which it
+        is exact; what others have running besides is added."""
+        return [(supervise.tasks(os.getuid()) if os.getuid() else 1) + supervise.most_tasks(self._processes)]
 
     def _environment(self, directory: str, *, programs: bool = False) -> dict[str, str]:
         """All that a program sees of the environment."""

@@ -23,7 +23,8 @@ DISK_TICK = 0.5
 START = 60.0
 """Seconds within which a process must be confined and started; only an overloaded machine needs more than one."""
 THREADS = 256
-"""Threads that a program may have at once, on top of one for each process."""
+"""Threads that a program of one process may have at once, besides its first. One of several has fewer, since the kernel
+counts threads and processes together: its limit on both is what keeps a fork bomb small until it is seen and ended."""
 ENTRIES = 10_000
 """Files and directories that a program may have in its directory."""
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -151,10 +152,10 @@ class _Watcher:
         return False
 
     def _usage(self, disk: bool) -> Killer | None:
-        """The limit on memory, processes or disk that is exceeded now. Processes are counted before they are made, too."""
+        """The limit on memory, processes or disk that is exceeded now."""
         pids = self.job.pids()
         used = [resident(pid) for pid in pids]
-        if len(pids) > 2 * self.limits.processes or sum(threads for _, threads in used) > THREADS + 2 * self.limits.processes:
+        if len(pids) > self.limits.processes or sum(threads for _, threads in used) > most_tasks(self.limits.processes):
             return "processes"
         if sum(memory for memory, _ in used) > self.limits.memory:
             return "memory"
@@ -191,6 +192,11 @@ def session(leader: int) -> list[int]:
             if int(fields[3]) == leader and fields[0] not in (b"Z", b"X"):
                 found.append(int(name))
     return found
+
+
+def most_tasks(processes: int) -> int:
+    """Threads and processes that a program may have at once."""
+    return 1 + THREADS if processes == 1 else max(64, 4 * processes)
 
 
 def tasks(uid: int) -> int:

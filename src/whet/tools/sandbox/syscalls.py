@@ -68,7 +68,7 @@ _AF_UNIX, _SOCK_STREAM = 1, 1
 _O_TRUNC, _O_ACCMODE = 0o1000, 0o3
 
 _LD, _JEQ, _JGE, _JSET, _AND, _RET = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
-_ALLOW, _ASK, _KILL = 0x7FFF0000, 0x7FC00000, 0x80000000
+_ALLOW, _KILL = 0x7FFF0000, 0x80000000
 _NR, _ARCH = 0, 4
 
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
@@ -80,7 +80,7 @@ class Rules:
     """What differs between programs."""
 
     fork: bool = False
-    """Whether new processes may be made, and threads, if the supervisor says so each time; else threads alone, unasked."""
+    """Whether new processes may be made; threads always may."""
     execute: bool = False
     """Whether other programs may be run in a process's place; Landlock says which."""
     signals: bool = False
@@ -132,9 +132,9 @@ def _block(name: str, rules: Rules) -> list[Instruction]:
     if name in ("kill", "tgkill"):
         return [(_RET, 0, 0, _ALLOW)] if rules.signals or rules.trusted else _one_of(0, (OWN_PID, 0) if name == "kill" else (OWN_PID,))
     if name == "clone":
-        return _clone(rules)
+        return _clone(rules.fork or rules.trusted)
     if name in ("fork", "vfork"):
-        return [(_RET, 0, 0, _ALLOW if rules.trusted else _ASK) if rules.trusted or rules.fork else _fail(EPERM)]
+        return [(_RET, 0, 0, _ALLOW) if rules.fork or rules.trusted else _fail(EPERM)]
     if name in ("execve", "execveat"):
         return [(_RET, 0, 0, _ALLOW) if rules.execute else _fail(EPERM)]
     if name == "socketpair":  # asyncio's loop needs one; a connected stream can be aimed at nothing else
@@ -144,15 +144,13 @@ def _block(name: str, rules: Rules) -> list[Instruction]:
     return [*_zero(4), (_RET, 0, 0, _ALLOW)]
 
 
-def _clone(rules: Rules) -> list[Instruction]:
+def _clone(fork: bool) -> list[Instruction]:
     """Threads, and processes where they are allowed; never namespaces, nor a process that is somebody else's child."""
-    made = _ALLOW if rules.trusted else _ASK
     load: Instruction = (_LD, 0, 0, _argument(0))
     refused: list[Instruction] = [load, (_JSET, 0, 1, _NAMESPACES), _fail(EPERM)]
-    thread: list[Instruction] = [(_JSET, 0, 1, _CLONE_THREAD), (_RET, 0, 0, made if rules.fork else _ALLOW)]
-    if not (rules.fork or rules.trusted):
-        return [*refused, *thread, _fail(EPERM)]
-    return [*refused, *thread, (_JSET, 0, 1, _CLONE_PARENT), _fail(EPERM), (_RET, 0, 0, made)]
+    thread: list[Instruction] = [(_JSET, 0, 1, _CLONE_THREAD), (_RET, 0, 0, _ALLOW)]
+    rest: list[Instruction] = [(_JSET, 0, 1, _CLONE_PARENT), _fail(EPERM), (_RET, 0, 0, _ALLOW)] if fork else [_fail(EPERM)]
+    return [*refused, *thread, *rest]
 
 
 def _no_hidden_truncation(flags: int) -> list[Instruction]:

@@ -23,7 +23,7 @@ from typing import Any
 from whet.errors import ConfigError, WhetError
 from whet.tools.sandbox import landlock, supervise, syscalls
 from whet.tools.sandbox.base import Killer, Result, SandboxUnavailable
-from whet.tools.sandbox.process import OPEN_FILES, ProcessSandbox, Report, framed, pipe, sealed
+from whet.tools.sandbox.process import OPEN_FILES, ProcessSandbox, Report, another_user, framed, pipe, sealed
 
 COMMON = (
     "bisect collections dataclasses datetime decimal fractions functools heapq itertools json math operator random re "
@@ -126,7 +126,7 @@ class ZygoteSandbox(ProcessSandbox):
             "hidden": plan.hidden,
             "preload": self._preload,
             "drop": True,
-            "real_user": self._real_user(),
+            "user": another_user(),
             "landlock": landlock.abi(),
             "rules": [*plan.rules, landlock.own(root, programs=False)],
             "seccomp": syscalls.program(platform.machine(), kernel),
@@ -134,8 +134,8 @@ class ZygoteSandbox(ProcessSandbox):
         }
 
     def _most_tasks(self) -> list[int]:
-        """As for a process, but root's runs have one id together, the zygote's."""
-        return [(self._parallel + 1) * (supervise.THREADS + 1)] if os.getuid() == 0 else super()._most_tasks()
+        """As for a process, but root's runs are one user together, the zygote's."""
+        return [2 + self._parallel * (supervise.THREADS + 1)] if os.getuid() == 0 else super()._most_tasks()
 
     def start(self, job_fd: int, report_fd: int, root: str, control: int) -> subprocess.Popen[bytes]:
         return self._spawn(job_fd, report_fd, subprocess.DEVNULL, self._environment(root), control)
