@@ -75,6 +75,8 @@ class Env:
     """Assistant turns before an episode is truncated."""
     max_tokens: ClassVar[int] = 64
     """Tokens that a policy may sample per turn, unless the caller says otherwise."""
+    splits: ClassVar[tuple[Split, ...]] = SPLITS
+    """The splits that it has tasks of. A benchmark may have `test` alone; its `tasks` then refuses the others."""
     replayable: ClassVar[bool] = True
     """Whether the same task and actions always lead to the same state; step-level methods depend on it."""
     inline: ClassVar[bool] = True

@@ -22,7 +22,7 @@ from whet.envs.base import Action, Env, EnvFactory
 from whet.envs.probe import Bench, Finding, Found, Hang, Skip, Worker, difference, has, readable, repeat, show, through_json, wrong
 from whet.errors import EnvError
 from whet.tools.function import Tool
-from whet.types import SPLITS, Task, ToolCall
+from whet.types import Task, ToolCall
 
 SLOW_MS = 10.0
 """An inline step above this holds up every other episode."""
@@ -152,10 +152,10 @@ def _construction(bench: Bench) -> Iterator[Finding]:
 
 def _tasks(bench: Bench) -> Iterator[Finding]:
     listed: list[Task] = []
-    for split in SPLITS:
+    for split in bench.splits:
         tasks = bench.tasks(split, bench.n)
         if not tasks:
-            yield Finding(f"split {split!r} has no tasks", "Give each split some tasks.", warning=split != "train")
+            yield Finding(f"split {split!r} has no tasks", "Give each split some tasks.", warning=split != bench.main)
         if len(tasks) > bench.n:
             yield Finding(f"tasks({split!r}, {bench.n}) returned {len(tasks)} tasks", "Return at most n.")
         for task in tasks:
@@ -206,7 +206,7 @@ def _tools(bench: Bench) -> Iterator[Finding]:
 
 
 def _reset(bench: Bench) -> tuple[()]:
-    for split in SPLITS:
+    for split in bench.splits:
         for task in bench.tasks(split, 2):
             env = bench.make()
             bench.reset(env, task)
@@ -216,13 +216,13 @@ def _reset(bench: Bench) -> tuple[()]:
 
 
 def _steps(bench: Bench) -> tuple[()]:
-    for i, task in enumerate(bench.tasks("train", bench.n)):
+    for i, task in enumerate(bench.tasks(bench.main, bench.n)):
         bench.traces.append(bench.play(task, bench.actor(i)))
     return ()
 
 
 def _bad_actions(bench: Bench) -> Iterator[Finding]:
-    task = bench.tasks("train", 1)[0]
+    task = bench.tasks(bench.main, 1)[0]
     for action in wrong(bench.make().tools):
         env = bench.make()
         bench.reset(env, task)
@@ -289,7 +289,7 @@ def _expert(bench: Bench) -> Iterator[Finding]:
         raise Skip("it has none")
     fix = "expert must know what to do in every state."
     unsolved = []
-    tasks = bench.tasks("train", bench.n)
+    tasks = bench.tasks(bench.main, bench.n)
     for i, task in enumerate(tasks):
         rng = random.Random(i)
         trace = bench.play(task, lambda env, rng=rng: bench.worker.call("expert", env.expert, rng, fix=fix))  # type: ignore[misc]
@@ -340,7 +340,7 @@ def _other_process(bench: Bench) -> Iterator[Finding]:
     if child.returncode:
         raise Found(f"another process failed: {child.stderr.strip().splitlines()[-1]}", "Let the module be imported without side effects.")
     tasks, seen = json.loads(child.stdout.splitlines()[-1])
-    if where := difference(through_json([asdict(t) for s in SPLITS for t in bench.tasks(s, bench.n)]), tasks):
+    if where := difference(through_json([asdict(t) for s in bench.splits for t in bench.tasks(s, bench.n)]), tasks):
         fix = "Use neither hash() nor the order of sets; whet.seeding.derive_seed gives the same seed everywhere."
         yield Finding(f"another process lists other tasks: {where}", fix)
         return
@@ -381,9 +381,9 @@ def answer() -> None:
     else:
         factory = EnvFactory(getattr(importlib.import_module(request["module"]), request["name"]), request["options"])
     bench = Bench(factory, request["n"], Worker(60.0), False, 0.0)
-    tasks = [asdict(task) for split in SPLITS for task in bench.tasks(split, bench.n)]
+    tasks = [asdict(task) for split in bench.splits for task in bench.tasks(split, bench.n)]
     seen = []
-    for task, actions in zip(bench.tasks("train", bench.n), request["actions"]):
+    for task, actions in zip(bench.tasks(bench.main, bench.n), request["actions"]):
         done = [Action(text=a["text"], tool_calls=tuple(ToolCall(**call) for call in a["tool_calls"])) for a in actions]
         seen.append(bench.play(task, repeat(done)).seen)
     print("\n" + json.dumps([tasks, seen], default=dict))

@@ -103,6 +103,16 @@ class Bench:
     traces: list[Trace] = field(default_factory=list)
     expert_success: float | None = None
 
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """The splits that the environment has."""
+        return self.factory.cls.splits
+
+    @property
+    def main(self) -> Split:
+        """The split whose tasks are played: train, where there is one."""
+        return "train" if "train" in self.splits else self.splits[0]
+
     def make(self) -> Env:
         env = self.worker.call("__init__", self.factory, fix="An environment must be made without arguments beyond its options.")
         if not isinstance(env, Env):

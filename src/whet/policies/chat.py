@@ -170,7 +170,7 @@ def read_calls(text: str) -> tuple[str, tuple[ToolCall, ...]]:
 def _call(text: str, index: int) -> ToolCall:
     try:
         parsed = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError also of an integer with thousands of digits
         return ToolCall(name="", id=f"call_{index}", error=f"the tool call is not valid JSON: {error}")
     arguments = parsed.get("arguments", parsed.get("parameters", {})) if isinstance(parsed, dict) else None
     if not isinstance(parsed, dict) or not isinstance(parsed.get("name"), str) or not isinstance(arguments, dict):

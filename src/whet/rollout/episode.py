@@ -293,7 +293,7 @@ class _Attempt:
         sampling = self.setting.agent.sampling
         request = Request(
             turns=tuple(self.turns),
-            tools=self._tools,
+            tools=env.tools,  # some environments hand out another one later
             sampling=sampling,
             max_tokens=sampling.max_tokens or env.max_tokens,
             seed=derive_seed(self.job.seed, self._actions),
