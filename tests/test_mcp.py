@@ -140,7 +140,7 @@ def test_all_transports_give_the_same(kind, request):
     assert picture.text == "a dot\n[image/png, 9 bytes]"
 
 
-@pytest.mark.parametrize("kind", ["stdio", "local"])
+@pytest.mark.parametrize("kind", [pytest.param("stdio", marks=pytest.mark.slow), "local"])
 def test_each_connection_has_a_state_of_its_own(kind, request):
     for _ in range(2):
         _, (one, two) = talk(request.getfixturevalue(kind), ("add", {"item": "milk"}), ("add", {"item": "eggs", "at": {"x": 1}}))
@@ -148,6 +148,7 @@ def test_each_connection_has_a_state_of_its_own(kind, request):
         assert two.structured == {"result": ["milk", "eggs"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["stdio", "http", "local"])
 @pytest.mark.parametrize("protocol", ["auto", "legacy"])
 def test_a_deadline_of_ours_ends_every_call(kind, protocol, request):
@@ -160,6 +161,7 @@ def test_a_deadline_of_ours_ends_every_call(kind, protocol, request):
     assert time.monotonic() - began < 25
 
 
+@pytest.mark.slow
 def test_a_server_in_this_process_that_blocks_holds_nobody_up(local):
     async def main():
         connection = await connect(local, timeout=10)
@@ -176,6 +178,7 @@ def test_a_server_in_this_process_that_blocks_holds_nobody_up(local):
     asyncio.run(main())
 
 
+@pytest.mark.slow
 def test_fifty_megabytes_over_stdio(stdio):
     began = time.monotonic()
     _, (big, fine) = talk(stdio, ("big", {"n": 50_000_000}), ("lookup", {"name": "Rosa"}), timeout=60)
@@ -206,6 +209,7 @@ def test_servers_that_cannot_be_started(tmp_path):
         talk(Command(("x",), pass_env=("NO_SUCH_VARIABLE",)))
 
 
+@pytest.mark.slow
 def test_a_server_that_never_answers_is_given_up_and_killed(tmp_path):
     (tmp_path / "mute_server.py").write_text("import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(1000)\n")
     mute = Command((sys.executable, str(tmp_path / "mute_server.py")))
@@ -218,6 +222,12 @@ def test_a_server_that_never_answers_is_given_up_and_killed(tmp_path):
     wait_until(lambda: not [line for line in children() if "mute_server.py" in line], "it is killed")
 
 
+def test_a_call_that_hangs_is_given_up(stdio):
+    _, (late, fine) = talk(stdio, ("hang", {"seconds": 30}), ("lookup", {"name": "Rosa"}), timeout=1.0)
+    assert isinstance(late, ToolTimeout)
+    assert getattr(fine, "text", fine) == "boss Joe"
+
+
 def test_a_server_that_dies_says_how(stdio):
     _, (fine, dead, after) = talk(stdio, ("lookup", {"name": "Rosa"}), ("die", {}), ("lookup", {"name": "Rosa"}))
     assert fine.text == "boss Joe"
@@ -227,6 +237,7 @@ def test_a_server_that_dies_says_how(stdio):
     assert "is gone: exit status 3" in str(after)
 
 
+@pytest.mark.slow
 def test_what_a_server_leaves_behind_is_killed(stdio):
     _, (bred,) = talk(stdio, ("breed", {}))
     pid = int(bred.text)
@@ -240,6 +251,7 @@ def test_what_a_server_leaves_behind_is_killed(stdio):
     wait_until(gone, "its child is killed")
 
 
+@pytest.mark.slow
 def test_secrets_stay_here(stdio, monkeypatch):
     monkeypatch.setenv("API_KEY", "secret")
     monkeypatch.setenv("TOKEN", "wanted")
@@ -251,6 +263,7 @@ def test_secrets_stay_here(stdio, monkeypatch):
     assert "API_KEY" not in given.structured
 
 
+@pytest.mark.slow
 def test_a_shared_connection_is_replaced_when_it_hangs_or_dies(stdio):
     async def main():
         first = await connect_shared(stdio, timeout=60)
@@ -271,6 +284,7 @@ def test_a_shared_connection_is_replaced_when_it_hangs_or_dies(stdio):
     close_shared()
 
 
+@pytest.mark.slow
 def test_no_more_processes_than_allowed(place):
     (place / "scarce_server.py").write_text(SERVER)
     scarce = Command((sys.executable, str(place / "scarce_server.py")))
@@ -302,6 +316,7 @@ def test_no_more_processes_than_allowed(place):
     assert 1 <= max(counts) <= 2
 
 
+@pytest.mark.slow
 def test_many_calls_at_once_over_one_connection(stdio):
     async def main():
         connection = await connect(stdio, timeout=60)
@@ -381,6 +396,7 @@ def test_a_client_plays_an_environment_over_stdio():
     asyncio.run(main())
 
 
+@pytest.mark.slow
 def test_two_clients_play_at_once_over_http():
     port = free_port()
     with running("-m", "whet.envs.mcp_server", "--env", "search:hops=1-3", "--http", f"127.0.0.1:{port}", port=port):

@@ -135,7 +135,7 @@ def test_the_model_sees_the_tools_and_one_that_ends_the_episode(place):
     assert rollout(scripted(call("answer", text="Joe")), other, other.tasks("train", 1))[0].turns[0].content == "Be quick."
 
 
-@pytest.mark.parametrize("server", ["command", "server"])
+@pytest.mark.parametrize("server", [pytest.param("command", marks=pytest.mark.slow), "server"])
 def test_each_episode_has_a_server_of_its_own(place, server):
     env = load_env(spec(place, server=server))
     plan = (call("add", item="milk"), call("lookup", name="Nobody"), call("add", item="eggs"), call("answer", text="Joe"))
@@ -190,6 +190,7 @@ def test_a_server_that_dies_is_no_zero_reward(place):
         assert episode.tags["broken"] == {"ServerLost": 2}
 
 
+@pytest.mark.slow
 def test_a_shared_server_that_dies_takes_no_episode_with_it(place):
     env = load_env(spec(place, "shared=true", server="command"))
     died = []
@@ -474,6 +475,7 @@ def test_a_program_that_is_none_ends_the_rollout(place):
 # -- an environment behind its own server --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_environment_served_is_an_environment_again(tmp_path):
     """Search behind its own MCP server gives the rewards that Search gives."""
     tasks = write_tasks(tmp_path / "t.jsonl", *({"id": f"s{i}", "data": {"index": i}} for i in range(3)))
@@ -515,8 +517,9 @@ def usage():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files in /proc")
-@pytest.mark.parametrize("server", ["server", pytest.param("command", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("server", ["server", "command"])
 def test_nothing_leaks_in_a_hundred_episodes(place, server):
     """Of a hundred episodes, a fifth hang in a call, and a fifth lose their server where that is a process."""
     plan = (

@@ -266,6 +266,7 @@ def test_bytes_become_text_whatever_they_are():
     assert len(to_text(b"\xc3" + "é".encode() * 5000, 11).encode()) < 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "result",
     [b"\xff" + b"a" * 50_000_000, b"a" * 50_000_000, "é" * 25_000_000, bytes(range(256)) * 200_000, ["x" * 50_000_000]],
