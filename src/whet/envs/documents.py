@@ -208,8 +208,8 @@ class Documents(Env):
 
 def written(answer: str) -> str:
     """A name or value as one may write it, without quotes around it and brackets behind."""
-    text = answer.strip().strip("`'\"").strip()
-    return text.removesuffix("()").removesuffix(".") if len(text) > 1 else text
+    text = answer.strip()
+    return text.removesuffix(".").strip("`'\"").strip().removesuffix("()") if len(text) > 1 else text
 
 
 def normalize(text: str) -> str:

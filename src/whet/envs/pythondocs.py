@@ -26,7 +26,6 @@ from pathlib import Path
 
 from whet.envs.corpora import Corpus, Document, Item, divide
 from whet.errors import EnvError
-from whet.types import Split
 
 KINDS = ("default", "described", "base", "chain")
 MODULES = """
@@ -75,6 +74,15 @@ class Entry:
 @functools.cache
 def corpus(kinds: tuple[str, ...] = KINDS) -> Corpus:
     """The documents and questions of the Python that runs. Raises EnvError where its source cannot be found."""
+    documents, entries = _library()
+    places = {document.title: i for i, document in enumerate(documents)}
+    items = [item for item in _items(entries, places) if item.kind in kinds]
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Corpus.build(f"python-{version}", documents, divide(items, lambda item: item.group))
+
+
+@functools.cache
+def _library() -> tuple[tuple[Document, ...], tuple[Entry, ...]]:
     root = Path(sysconfig.get_path("stdlib"))
     documents: list[Document] = []
     entries: list[Entry] = []
@@ -89,15 +97,7 @@ def corpus(kinds: tuple[str, ...] = KINDS) -> Corpus:
         documents += [Document(entry.title, f"{entry.head}\n\n{entry.doc}") for entry in found]
     if not entries:
         raise EnvError(f"the source of Python's standard library was not found under {root}; its documentation cannot be searched")
-    places = {document.title: i for i, document in enumerate(documents)}
-    items = [item for item in _items(entries, places) if item.kind in kinds]
-    version = ".".join(map(str, sys.version_info[:3]))
-    return Corpus.build(f"python-{version}", documents, _divided(items))
-
-
-def _divided(items: Sequence[Item]) -> Mapping[Split, Sequence[Item]]:
-    """The questions by split; those about one module stay together."""
-    return divide(items, lambda item: item.group)
+    return tuple(documents), tuple(entries)
 
 
 def _parse(root: Path, module: str) -> ast.Module | None:
@@ -198,8 +198,8 @@ def _telling(sentence: str, name: str) -> bool:
 
 
 def _base(entry: Entry) -> str:
-    """The one class that a class inherits from, as its source names it; empty where there is none or there are several."""
+    """The one public class that a class inherits from, as its source names it; empty where there is none or there are several."""
     if not isinstance(entry.node, ast.ClassDef) or len(entry.node.bases) != 1 or entry.node.keywords:
         return ""
     base = ast.unparse(entry.node.bases[0])
-    return base if re.fullmatch(r"[A-Za-z_][\w.]*", base) and base != "object" else ""
+    return base if re.fullmatch(r"(?:\w+\.)*[A-Za-z]\w*", base) and base != "object" else ""

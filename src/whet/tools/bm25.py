@@ -56,5 +56,6 @@ class BM25:
     def search(self, query: str, k: int = 10) -> list[tuple[int, float]]:
         """The `k` best texts, as (index, score) from the best on; equal ones in their order, those without a word left out."""
         scores = self.scores(query)
-        order = np.argsort(-scores, kind="stable")[:k]
-        return [(int(i), float(scores[i])) for i in order if scores[i] > 0]
+        hits = np.flatnonzero(scores)
+        order = hits[np.argsort(-scores[hits], kind="stable")[:k]]
+        return [(int(i), float(scores[i])) for i in order]

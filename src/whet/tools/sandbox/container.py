@@ -1,7 +1,7 @@
 """A container for each run, through docker's command line (or podman's, whose arguments are the same).
 
-The image's own Python runs the code. Slower than a process (a second a run is common), with a wall of its own for files,
-processes and network. The daemon must see the caller's temporary directory: a remote daemon does not.
+The image's own Python runs the code; it must have `sh`, too. Slower than a process (a second a run is common), with a wall of
+its own for files, processes and network. The daemon must see the caller's temporary directory: a remote daemon does not.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from collections.abc import Mapping, Sequence
 from whet.errors import ConfigError
 from whet.tools.sandbox import supervise
 from whet.tools.sandbox.base import Capabilities, Killer, Result, Sandbox, SandboxUnavailable, check_arguments, decode, write_files
-from whet.tools.sandbox.process import OPEN_FILES, RETURNED_BYTES, RETURNED_FILES, sealed
+from whet.tools.sandbox.process import OPEN_FILES, RETURNED_BYTES, RETURNED_FILES, Report, sealed
 
 NOBODY = 65534
 WORK, CODE = "/work", "/whet"
 OUT_OF_MEMORY = 137
-"""Exit status of a container whose first process was killed, as the kernel does where memory runs out."""
+"""Exit status of a container whose program was killed, as the kernel does where memory runs out."""
+OUT_OF_TIME = 128 + signal.SIGXCPU
 
 
 class ContainerSandbox(Sandbox):
@@ -50,14 +51,11 @@ class ContainerSandbox(Sandbox):
         self._image, self._command = image, command
         self._processes, self._cores, self._file_size, self._disk = processes, cores, file_size, disk
         self._turn = threading.BoundedSemaphore(parallel or os.cpu_count() or 1)
-        self._startup = 0.0
         self._check("version", "--format", "{{.Server.Version}}", wrong="its daemon does not answer; is it running?")
         self._check("image", "inspect", image, wrong=f"there is no image {image!r}; get it with `{command} pull {image}`")
-        begin = time.monotonic()
         told = self.run("import platform; print(platform.python_version())", timeout=120.0)
         if told.exit:
             raise SandboxUnavailable(f"image {image!r} does not run Python: {told.stderr.strip()[-300:]}")
-        self._startup = 2 * (time.monotonic() - begin)
         self.capabilities = Capabilities(
             kind="container", isolation="container", python=told.stdout.strip(), packages=("*",), processes=processes, details=(image,)
         )
@@ -81,7 +79,7 @@ class ContainerSandbox(Sandbox):
         memory: int = 512 << 20,
         output: int = 1 << 16,
     ) -> Result:
-        """As `Sandbox.run`. The time that starting a container took when the sandbox was opened is added to the limit."""
+        """As `Sandbox.run`. The clock starts when the container does."""
         check_arguments(code, argv, files, timeout, memory, output)
         begin, name = time.monotonic(), f"whet-{uuid.uuid4().hex}"
         with self._turn, contextlib.ExitStack() as stack:
@@ -94,11 +92,13 @@ class ContainerSandbox(Sandbox):
                 raise ConfigError(f"files cannot be put into the sandbox: {error}") from error
             with open(os.path.join(script, "main.py"), "w", encoding="utf-8", errors="surrogatepass") as file:
                 file.write(code or "")
+            os.mkfifo(os.path.join(script, "ready"))
             self._open_up(directory, script)
             program = list(argv) if argv is not None else ["python3", "-B", f"{CODE}/main.py"]
-            command = [*self._create(name, directory, script, memory, timeout), self._image, *program]
-            limits = supervise.Limits(timeout + self._startup, memory, output, self._disk, self._processes)
-            exit_status, killer, out, err = self._watched(name, command, stdin, directory, limits, stack)
+            started = ["sh", "-c", f'echo R > {CODE}/ready; exec "$@"', "sh"]
+            command = [*self._create(name, directory, script, memory, timeout), self._image, *started, *program]
+            limits = supervise.Limits(timeout, memory, output, self._disk, self._processes)
+            exit_status, killer, out, err = self._watched(name, command, stdin, directory, script, limits, stack)
             changed, cut = supervise.collect(directory, files, RETURNED_BYTES, RETURNED_FILES)
         return Result(
             stdout=decode(bytes(out.head), output),
@@ -114,25 +114,39 @@ class ContainerSandbox(Sandbox):
         """Give the container's user, who is nobody where we are root, access to what we have put there."""
         if os.getuid() == 0:
             os.chmod(script, 0o755)
+            os.chmod(os.path.join(script, "ready"), 0o666)
             for root, _, names in os.walk(directory):
                 for path in (root, *(os.path.join(root, name) for name in names)):
                     os.chown(path, NOBODY, NOBODY)
 
     def _create(self, name: str, directory: str, script: str, memory: int, timeout: float) -> list[str]:
         user, group = (NOBODY, NOBODY) if os.getuid() == 0 else (os.getuid(), os.getgid())
-        limits = {"fsize": self._file_size, "nofile": OPEN_FILES, "core": 0, "cpu": math.ceil(timeout * max(1.0, self._cores)) + 1}
+        seconds = math.ceil(timeout * max(1.0, self._cores)) + 1
+        limits = {
+            "fsize": f"{self._file_size}:{self._file_size}",
+            "nofile": f"{OPEN_FILES}:{OPEN_FILES}",
+            "core": "0:0",
+            "cpu": f"{seconds}:{seconds + 1}",
+        }
         environment = {"HOME": WORK, "TMPDIR": WORK, "LANG": "C.UTF-8", "TZ": "UTC", "PYTHONHASHSEED": "0", "PYTHONUNBUFFERED": "1"}
         return [
             *(self._command, "run", "--rm", "--interactive", "--init", "--pull", "never", "--name", name),
             *("--network", "none", "--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--user", f"{user}:{group}"),
             *("--memory", str(memory), "--memory-swap", str(memory), "--pids-limit", str(self._processes + 1), "--cpus", str(self._cores)),
             *("--workdir", WORK, "--volume", f"{directory}:{WORK}", "--volume", f"{script}:{CODE}:ro"),
-            *(part for key, value in limits.items() for part in ("--ulimit", f"{key}={value}:{value}")),
+            *(part for key, value in limits.items() for part in ("--ulimit", f"{key}={value}")),
             *(part for key, value in environment.items() for part in ("--env", f"{key}={value}")),
         ]
 
     def _watched(
-        self, name: str, command: list[str], stdin: str, directory: str, limits: supervise.Limits, stack: contextlib.ExitStack
+        self,
+        name: str,
+        command: list[str],
+        stdin: str,
+        directory: str,
+        script: str,
+        limits: supervise.Limits,
+        stack: contextlib.ExitStack,
     ) -> tuple[int, Killer | None, supervise.Stream, supervise.Stream]:
         given = sealed(stdin.encode("utf-8", "surrogatepass"), stack)
         with subprocess.Popen(command, stdin=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0) as process:
@@ -141,27 +155,33 @@ class ContainerSandbox(Sandbox):
             out, err = (supervise.Stream(stream.fileno(), limits.output) for stream in (process.stdout, process.stderr))
             ended = os.pidfd_open(process.pid)
             stack.callback(os.close, ended)
-            job = _Container(self._command, name, ended, process)
+            told = os.open(os.path.join(script, "ready"), os.O_RDWR | os.O_NONBLOCK)  # for writing, too, so that it has no end
+            stack.callback(os.close, told)
+            job = _Container(self._command, name, ended, told, process)
             killer = supervise.watch(job, (out, err), directory, limits)
             code = process.wait(30)
         if code == 125:
             raise SandboxUnavailable(f"{self._command} could not run the container: {decode(bytes(err.head), 500).strip()}")
-        if killer is None and code == OUT_OF_MEMORY:
-            return -signal.SIGKILL, "memory", out, err
+        if killer is None and code in (OUT_OF_MEMORY, OUT_OF_TIME):
+            return 128 - code, "memory" if code == OUT_OF_MEMORY else "cpu", out, err
         return (128 - code if killer is None and 128 < code < 160 else -signal.SIGKILL if killer else code), killer, out, err
 
 
 class _Container:
     """A run in a container; its client is the only process of it that we see."""
 
-    ready = True
-
-    def __init__(self, command: str, name: str, ended: int, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, command: str, name: str, ended: int, told: int, process: subprocess.Popen[bytes]) -> None:
         self._command, self._name, self._process = command, name, process
-        self.fds = (ended,)
+        self._report = Report(told)
+        self.fds: tuple[int, ...] = (told, ended)
+
+    @property
+    def ready(self) -> bool:
+        return self._report.ready
 
     def hear(self, fd: int) -> bool:
-        return True
+        self._report.read()
+        return fd != self._report.fd
 
     def pids(self) -> list[int]:
         return []

@@ -275,6 +275,7 @@ class ProcessSandbox(Sandbox):
             told, tell = pipe(stack)
             environment = self._environment(directory, programs=header["argv"] is not None)
             process = self._spawn(job_fd, tell, sealed(stdin.encode("utf-8", "surrogatepass"), stack), environment)
+            stack.callback(process.kill)  # nothing, unless something fails before it is watched
             with process:
                 os.close(tell)
                 assert process.stdout is not None
@@ -384,9 +385,9 @@ class Report:
         for line in lines:
             if line == b"R":
                 self.ready = True
-            elif line.startswith(b"P"):
+            elif line.startswith(b"P") and line[1:].isdigit():
                 self.pid = int(line[1:])
-            else:
+            elif line.lstrip(b"-").isdigit():
                 self.exit = int(line)
 
 
