@@ -2,7 +2,8 @@
 
     python scripts/environments.py [NAME ...] [--no-install] [-n 200]
 
-Figures go to src/whet/envs/measured.json, each with machine and date; environments that are not named keep theirs. Each set of
+Figures go to src/whet/envs/measured.json, each with machine and date, and into the table of docs/environments/index.md;
+environments that are not named keep theirs. Each set of
 options is measured in a process of its own. An extra is installed, without pip's cache, into a fresh virtual environment that
 has whet and what it always needs; its megabytes and seconds are what comes on top.
 """
@@ -20,10 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from whet.envs.registry import describe
-
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "src" / "whet" / "envs" / "measured.json"
+PAGE = ROOT / "docs" / "environments" / "index.md"
 BFCL = (
     "--no-deps bfcl-eval",
     "tree_sitter==0.21.3 tree-sitter-java==0.21.0 tree-sitter-javascript==0.21.4 tenacity filelock mpmath==1.3.0",
@@ -136,6 +136,33 @@ class Installer:
         subprocess.run([venv / "bin" / "python", "-m", "pip", "install", *options, *what], check=True)
 
 
+def write_table() -> None:
+    """Put the first row of every environment into the docs."""
+    head = ["environment", "tasks train/dev/test", "expert", "random", "n", "steps/s", "extra", "licence"]
+    lines = [head, ["---"] * len(head)]
+    for name, figures in json.loads(OUT.read_text()).items():
+        row = figures["rows"][0] if figures["rows"] else None
+        installed = figures["install"]
+        extra = [f"{installed['mb']} MB, {installed['seconds']:g} s"] if installed else []
+        page = f"[{name}]({name}.md)" if (PAGE.parent / f"{name}.md").exists() else name
+        cells = ["", "", "", "", ""] if row is None else [*sizes_and_rates(row), f"{row['steps_per_second']:,}"]
+        lines.append([page, *cells, " + ".join([*extra, *filter(None, [figures["also"]])]) or "none", figures["licence"]])
+    table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    before, start, rest = PAGE.read_text().partition("<!-- measured -->\n")
+    PAGE.write_text(f"{before}{start}\n{table}\n\n<!-- /measured -->{rest.partition('<!-- /measured -->')[2]}")
+
+
+def sizes_and_rates(row: dict[str, Any]) -> list[str]:
+    """Tasks per split, the expert's and chance's success with intervals, and n."""
+    counts = ["endless" if row["tasks"][s] is None else f"{row['tasks'][s]:,}" for s in ("train", "dev", "test")]
+    rates = []
+    for policy in ("expert", "random"):
+        s = row[policy]["success"] if row[policy] else None
+        rates.append(f"{s['mean']:.2f} [{s['low']:.2f}, {s['high']:.2f}]" if s else "")
+    n = next((str(row[policy]["success"]["n"]) for policy in ("expert", "random") if row[policy]), "")
+    return [counts[0] if len(set(counts)) == 1 else "/".join(counts), *rates, n]
+
+
 def size(directory: Path) -> int:
     """Bytes of all files, links not followed."""
     return sum(path.lstat().st_size for path in directory.rglob("*") if not path.is_dir())
@@ -159,19 +186,18 @@ def main() -> None:
             print(name, flush=True)
             figures = json.loads(OUT.read_text()) if OUT.exists() else {}
             old = figures.get(name, {})
-            record = {"summary": old.get("summary", ""), "licence": about.licence, "also": about.also}
-            record |= {"install": old.get("install"), "rows": old.get("rows", [])}
+            record = {"licence": about.licence, "also": about.also, "install": old.get("install"), "rows": old.get("rows", [])}
             try:
                 if about.pip and not args.no_install:
                     installer = installer or Installer(Path(scratch))
                     record["install"] = installer.install(name, about.pip)
                 if not args.no_play:
                     record["rows"] = measured(about, args.n)
-                record["summary"] = describe(name).summary or record["summary"]
-            except (RuntimeError, ImportError, subprocess.CalledProcessError) as error:
+            except (RuntimeError, subprocess.CalledProcessError) as error:
                 failed[name] = str(error)
             figures = json.loads(OUT.read_text()) if OUT.exists() else {}  # others may have been measured meanwhile
             OUT.write_text(json.dumps(dict(sorted((figures | {name: record}).items())), indent=1) + "\n")
+    write_table()
     for name, why in failed.items():
         print(f"{name} was not measured: {why}", file=sys.stderr)
     sys.exit(1 if failed else 0)

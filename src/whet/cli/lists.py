@@ -73,7 +73,7 @@ def show_envs(names: list[str]) -> None:
         for name in names:
             print("\n".join(_env_page(envs.describe(name))))
         return
-    found = [envs.describe(name) for name in envs.names()]
+    found = [envs.glance(name) for name in envs.names()]
     print_envs(found)
     print("\nYour own: --env path/to/file.py:MyEnv. Several at once: --env 'search:hops=1 + babyai'.")
     print("whet envs NAME says more, and whet envs NAME --measure measures here.")

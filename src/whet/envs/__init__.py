@@ -2,7 +2,8 @@
 
 from whet.envs.base import Action, Env, EnvFactory, Step, ToolError, ToolTimeout
 from whet.envs.check import Problem, Report, check_env
-from whet.envs.registry import EnvInfo, describe, load_env, names
+from whet.envs.info import EnvInfo, describe, glance
+from whet.envs.registry import load_env, names
 
 __all__ = [
     "Action",
@@ -16,6 +17,7 @@ __all__ = [
     "ToolTimeout",
     "check_env",
     "describe",
+    "glance",
     "load_env",
     "names",
 ]

@@ -22,7 +22,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -30,9 +30,7 @@ from whet.envs.base import Env
 from whet.envs.pool import Pool
 from whet.errors import EnvError, MissingExtra
 
-MEMORY_MB = 1024
-"""Heap that a machine may use at most."""
-OPTIONS = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto")
+OPTIONS = ("-Xmx1g", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto")
 """Few threads and little warming up: a machine answers one short question at a time."""
 
 # What py4j logs, with tracebacks, when a machine has died becomes an EnvError here, which says it once.
@@ -46,7 +44,7 @@ class JavaRaised(EnvError):
 class Machine:
     """A running Java virtual machine with py4j's gateway in it, reached over a local port that asks for a secret."""
 
-    def __init__(self, name: str, jar: str, *, memory: int, start_s: float, answer_s: float) -> None:
+    def __init__(self, name: str, jar: str, *, options: Sequence[str], alone: bool, start_s: float, answer_s: float) -> None:
         """Raises EnvError where it is not up after `start_s` seconds, MissingExtra without a Java runtime."""
         from py4j.java_gateway import GatewayParameters, JavaGateway, find_jar_path
 
@@ -57,10 +55,11 @@ class Machine:
         self.name, self.answer_s = name, answer_s
         self.users = self.served = 0
         self.lock = threading.Lock()
+        self.alone, self.turn = alone, threading.RLock()
         self._classes: dict[str, Any] = {}
         self._kept: dict[str, list[Any]] = {}
         self._said: deque[str] = deque(maxlen=8)
-        command = [java, f"-Xmx{memory}m", *OPTIONS, "-classpath", os.pathsep.join((find_jar_path(), jar))]
+        command = [java, *OPTIONS, *options, "-classpath", os.pathsep.join((find_jar_path(), jar))]
         # It leaves when its standard input ends, that is with this process, and lives in a session of its own, so that
         # Ctrl-C reaches only the rollout, which closes it in good order.
         self.process = subprocess.Popen(
@@ -194,7 +193,8 @@ class Server:
 
         self._busy += 1
         try:
-            result = function(*args)
+            with self.machine.turn if self.machine.alone else contextlib.nullcontext():
+                result = function(*args)
             return list(result) if isinstance(result, (JavaList, JavaArray)) else result
         except Py4JJavaError as error:
             told = str(error.java_exception)
@@ -231,7 +231,8 @@ class Servers:
     """Gives each episode a Java object, in machines that a pool keeps.
 
     `share` servers live in one machine at most, in at most `size` machines. After `recycle` servers a machine takes no
-    further ones, as long as another can be started, and ends with its last.
+    further ones, as long as another can be started, and ends with its last. With `alone`, a machine answers one call at a
+    time: for programs that share something between their objects. `options` are Java's own, behind `OPTIONS`.
     """
 
     def __init__(
@@ -243,7 +244,8 @@ class Servers:
         size: int = 4,
         share: int = 64,
         recycle: int = 2000,
-        memory: int = MEMORY_MB,
+        alone: bool = False,
+        options: Sequence[str] = (),
         start_s: float = 100.0,
         answer_s: float = 60.0,
     ) -> None:
@@ -251,7 +253,7 @@ class Servers:
         self._cls = cls
 
         def start() -> Machine:
-            return Machine(name, jar(), memory=memory, start_s=start_s, answer_s=answer_s)
+            return Machine(name, jar(), options=options, alone=alone, start_s=start_s, answer_s=answer_s)
 
         self.pool = Pool(start, Machine.kill, size=size, alive=Machine.alive, kill=Machine.kill, name=f"java for {name}")
         self._fresh()

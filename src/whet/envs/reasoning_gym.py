@@ -9,7 +9,6 @@ sympy, which does the same; whet lets only literals and plain formulas get that 
 from __future__ import annotations
 
 import ast
-import contextlib
 import dataclasses
 import functools
 import importlib
@@ -18,7 +17,7 @@ import random
 import re
 import string
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import FrameType
 from typing import Any, Literal
 
@@ -48,7 +47,7 @@ for _module in ("algorithmic.string_insertion", "algorithmic.spiral_matrix", "al
 for _module in ("code.contrib.bfit.Compiler.Optimizer", "code.codeio"):
     vars(importlib.import_module(f"reasoning_gym.{_module}"))["print"] = lambda *args, **kwargs: None
 
-_FUNCTIONS = ("sin", "cos", "tan", "exp", "log", "ln", "sqrt", "asin", "acos", "atan", "sinh", "cosh", "tanh", "pi", "Abs")
+_FUNCTIONS = ("sin", "cos", "tan", "exp", "log", "ln", "sqrt", "asin", "acos", "atan", "sinh", "cosh", "tanh", "pi", "Abs", "Integral")
 FORMULAS: Mapping[str, frozenset[str]] = {
     **dict.fromkeys(("countdown", "puzzle24"), frozenset()),
     **dict.fromkeys(
@@ -69,6 +68,7 @@ class ReasoningGym(Env):
     <answer> and </answer> in it (`tags`), or a tool call (`tool`).
     """
 
+    name = "reasoning_gym"
     max_tokens = 512
 
     def __init__(self, dataset: str = "chain_sum", *, answer: Literal["text", "tags", "tool"] = "text", **options: Any) -> None:
@@ -143,13 +143,16 @@ class ReasoningGym(Env):
         problem = ""
         if answer is not None and self.dataset in FORMULAS and not plain_formula(answer, FORMULAS[self.dataset]):
             answer, problem = None, "the answer is no plain formula"
+        score, spent = 0.0, _Budget(CALLS if self.dataset in FORMULAS else None)
         try:
-            with _bounded(CALLS) if self.dataset in FORMULAS else contextlib.nullcontext():
+            with spent:
                 score = float(_create(self.dataset, self._options).score_answer(answer, self._entry))
         except _TooMuch:
-            score, problem = 0.0, "checking the formula took too long"
+            pass
         except Exception as error:
-            score, problem = 0.0, f"{type(error).__name__}: {error}"[:200]
+            problem = f"{type(error).__name__}: {error}"[:200]
+        if spent.over:
+            score, problem = 0.0, "checking the formula took too long"
         if not 0 <= score <= 1:
             raise EnvError(f"reasoning-gym's checker of {self.dataset!r} gave {score!r} for {answer!r:.80}; expected 0 to 1")
         gold = self._entry.get("answer")
@@ -236,14 +239,20 @@ def _bits(node: ast.AST, names: frozenset[str]) -> int:
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.UAdd | ast.USub):
         return _bits(node.operand, names)
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names and len(node.func.id) > 1:
-        if node.keywords or len(node.args) != 1 or any(isinstance(part, ast.Call) for part in ast.walk(node.args[0])):
-            raise ValueError("nested")
-        return 1 + _bits(node.args[0], names)
+        inner, *others = node.args or [None]
+        lone = not others or (node.func.id == "Integral" and len(others) == 1 and isinstance(others[0], ast.Name))
+        if inner is None or not lone or node.keywords or (node.func.id != "Integral" and _calls(inner)):
+            raise ValueError("call")
+        return 1 + _bits(inner, names)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Sub | ast.Mult | ast.Div):
         return _bits(node.left, names) + _bits(node.right, names)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
         return _bits(node.left, names) * _exponent(node.right, names) + 1
     raise ValueError(type(node).__name__)
+
+
+def _calls(node: ast.AST) -> bool:
+    return any(isinstance(part, ast.Call) for part in ast.walk(node))
 
 
 def _exponent(node: ast.AST, names: frozenset[str]) -> int:
@@ -271,21 +280,31 @@ class _TooMuch(BaseException):
     """Raised inside a checker; no Exception, because checkers catch those and go on."""
 
 
-@contextlib.contextmanager
-def _bounded(calls: int) -> Iterator[None]:
-    """Raises _TooMuch in what runs inside once it has called `calls` functions of Python or C."""
-    left = calls
+class _Budget:
+    """Raises _TooMuch in what runs inside once it has called `calls` functions of Python or C; None for no limit.
 
-    def count(frame: FrameType, event: str, argument: Any) -> None:
-        nonlocal left
-        if event in ("call", "c_call"):
-            left -= 1
-            if left < 0:
+    A checker may catch even that, so `over` tells whether it happened.
+    """
+
+    def __init__(self, calls: int | None) -> None:
+        self._limit = self._left = calls
+        self._before: Any = None
+
+    @property
+    def over(self) -> bool:
+        return self._left is not None and self._left < 0
+
+    def __enter__(self) -> None:
+        if self._limit is not None:
+            self._before = sys.getprofile()
+            sys.setprofile(self._count)
+
+    def __exit__(self, *error: object) -> None:
+        if self._limit is not None:
+            sys.setprofile(self._before)
+
+    def _count(self, frame: FrameType, event: str, argument: Any) -> None:
+        if event in ("call", "c_call") and self._left is not None:
+            self._left -= 1
+            if self._left < 0:
                 raise _TooMuch
-
-    before = sys.getprofile()
-    sys.setprofile(count)
-    try:
-        yield
-    finally:
-        sys.setprofile(before)

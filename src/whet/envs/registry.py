@@ -21,13 +21,10 @@ import importlib
 import importlib.util
 import inspect
 import json
-import os
 import re
-import shutil
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_type_hints
@@ -35,7 +32,7 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from whet.envs.base import Env, EnvFactory
-from whet.errors import ConfigError, MissingExtra, did_you_mean
+from whet.errors import ConfigError, did_you_mean
 
 _BUNDLED = {
     "babyai": "whet.envs.babyai:BabyAI",
@@ -56,74 +53,13 @@ _BUNDLED = {
     "textworldexpress": "whet.envs.textworldexpress:TextWorldExpress",
     "verifiers": "whet.envs.verifiers:Verifiers",
 }
-_JAVA = ("scienceworld", "textworldexpress")
-"""Environments that run in a Java machine."""
 _FILE = re.compile(r"(?P<path>.*?\.py)(?::(?P<name>[^:=,]*))?(?::(?P<options>.*))?", re.DOTALL)
 _MODULE = re.compile(r"(?P<path>\w+(?:\.\w+)*):(?P<name>[A-Za-z_]\w*)(?::(?P<options>.*))?", re.DOTALL)
-
-
-@dataclass(frozen=True, slots=True)
-class EnvInfo:
-    """What there is to say about a bundled environment."""
-
-    name: str
-    summary: str
-    options: Mapping[str, str]
-    """Option -> its type and default, as in `int = 4`."""
-    missing: str | None = None
-    """What it takes to play it here: a package or a program that must be installed."""
-    measured: Mapping[str, Any] | None = None
-    """What `scripts/environments.py` measured, with the machine and the date: `rows`, `install` and `licence`."""
 
 
 def names() -> tuple[str, ...]:
     """Names of the bundled environments."""
     return tuple(sorted(_BUNDLED))
-
-
-def describe(name: str) -> EnvInfo:
-    """Summary and options of a bundled environment. Raises ConfigError for an unknown name."""
-    if name not in _BUNDLED:
-        raise ConfigError(f"unknown environment {name!r}. {did_you_mean(name, _BUNDLED)}")
-    figures = measured().get(name)
-    try:
-        cls = _bundled(name)
-    except MissingExtra as error:
-        summary = figures["summary"] if figures else ""
-        return EnvInfo(name=name, summary=summary, options={}, missing=str(error), measured=figures)
-    options = {key: _shown(p) for key, p in _arguments(cls)[0].items()} if issubclass(cls, Env) else {}
-    return EnvInfo(name=name, summary=summary_of(cls), options=options, missing=_program(name), measured=figures)
-
-
-def summary_of(cls: type) -> str:
-    """The first paragraph of a class's docstring, in one line."""
-    return " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
-
-
-def measured() -> dict[str, dict[str, Any]]:
-    """The figures of all environments that were measured, by name."""
-    found: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("measured.json").read_text())
-    return found
-
-
-def _program(name: str) -> str | None:
-    """What must be installed besides packages, where it is not there."""
-    if name in _JAVA and not any(map(shutil.which, ("java", os.path.join(os.environ.get("JAVA_HOME", ""), "bin", "java")))):
-        return "it needs a Java runtime (8 or later), and there is no program 'java'. Run as root: apt-get install -y default-jre-headless"
-    if name == "miniwob":
-        from whet.envs.chromium import executable
-
-        try:
-            executable()
-        except MissingExtra as error:
-            return str(error)
-    return None
-
-
-def _shown(parameter: inspect.Parameter) -> str:
-    """An argument's type and default, as the source has them."""
-    kind = parameter.annotation if isinstance(parameter.annotation, str) else getattr(parameter.annotation, "__name__", "")
-    return kind if parameter.default is parameter.empty else f"{kind} = {parameter.default!r}"
 
 
 def load_env(spec: str) -> EnvFactory:

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from whet.envs.base import Action, Step
+from whet.envs.command import command
 from whet.envs.java import JavaEnv, JavaRaised, Server, Servers
 from whet.errors import ConfigError, EnvError, did_you_mean, missing_extra
 from whet.types import Split, Task
@@ -163,10 +164,9 @@ class TextWorldExpress(JavaEnv):
         if self._over:
             raise EnvError("the episode of 'TextWorldExpress' is over; one object is one episode, so make another one")
         self._running()
-        command = action.text.strip().rpartition("\n")[2].rpartition(":")[2].strip()
-        play, before = self._play, self._play.score
-        play.step(command)
-        self._taken.append(command)
+        play, before, done = self._play, self._play.score, command(action)
+        play.step(done)
+        self._taken.append(done)
         self._over = play.over
         reward = play.score - before if self._by_score else float(play.won)
         reason = {"reason": "success" if play.won else "failure"} if play.over else {}
