@@ -134,7 +134,7 @@ def test_a_file_is_dealt_to_disjoint_splits(tmp_path):
     dealt = {split: [place for place, _ in rows(path, split)] for split in ("train", "dev", "test")}
     assert dealt["dev"] == [8, 18]
     assert dealt["test"] == [9, 19]
-    assert sorted(sum(dealt.values(), [])) == list(range(25))
+    assert sorted(i for part in dealt.values() for i in part) == list(range(25))
     env = Verifiers(path)
     assert [task.data["idx"] for task in env.tasks("train", 3, start=7)] == [7, 10, 11]
     assert env.tasks("dev", 9) == env.tasks("dev", 2)

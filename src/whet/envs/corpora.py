@@ -101,10 +101,10 @@ def load(format: str, main: str, dev: str, test: str) -> Corpus:
         if file:
             own[split] = list(read(_json(file), file, place))  # type: ignore[index]
     items = list(read(_json(main), main, place))
-    parts = dict(divide(items, lambda item: item.group)) if len(own) < 2 else {"train": items}
+    parts: dict[Split, Sequence[Item]] = dict(divide(items, lambda item: item.group)) if len(own) < 2 else {"train": items}
     for split in own:  # a split with a file of its own leaves its share to train
         parts["train"] = [*parts["train"], *parts.get(split, ())]
-    return Corpus.build(f"{format}-{Path(main).stem}", documents, {**parts, **own})
+    return Corpus.build(f"{format}-{Path(main).stem}", documents, parts | own)
 
 
 Place = Callable[[str, str], int]

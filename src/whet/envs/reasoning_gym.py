@@ -232,14 +232,14 @@ def plain_formula(text: str, names: frozenset[str]) -> bool:
 
 def _bits(node: ast.AST, names: frozenset[str]) -> int:
     """About how many bits the whole numbers in the value have. Raises ValueError for what is no plain formula."""
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
         return int(abs(node.value)).bit_length() + 1
     if isinstance(node, ast.Name) and node.id in names:
         return 1
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.UAdd | ast.USub):
         return _bits(node.operand, names)
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names and len(node.func.id) > 1:
-        inner, *others = node.args or [None]
+        inner, others = (node.args[0], node.args[1:]) if node.args else (None, [])
         lone = not others or (node.func.id == "Integral" and len(others) == 1 and isinstance(others[0], ast.Name))
         if inner is None or not lone or node.keywords or (node.func.id != "Integral" and _calls(inner)):
             raise ValueError("call")
@@ -259,7 +259,7 @@ def _exponent(node: ast.AST, names: frozenset[str]) -> int:
     """A bound of an exponent: a number, a quotient of two whole ones, or a name, perhaps times a number."""
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.UAdd | ast.USub):
         return _exponent(node.operand, names)
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
         return int(abs(node.value)) + 1
     if isinstance(node, ast.Name) and node.id in names:
         return 1

@@ -155,7 +155,7 @@ def score_benchmark(benchmark: Benchmark, tasks: Sequence[Task], evaluation: Eva
     rows: dict[str, list[int]] = {}
     for number, task in enumerate(tasks):
         category = task.data.get("category")
-        if category not in benchmark.sizes:
+        if not isinstance(category, str) or category not in benchmark.sizes:
             known = ", ".join(benchmark.sizes)
             raise ConfigError(f"task {task.id!r} has the category {category!r}; expected one of {benchmark.name!r}: {known}")
         rows.setdefault(category, []).append(number)

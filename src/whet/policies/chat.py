@@ -89,7 +89,8 @@ class ChatFormat:
         if alone and (frame is None or not frame.agreed) and text.count(content) == 1:
             if len(self._openings) >= _FRAMES:
                 self._openings.clear()
-            self._openings[key] = _Frame(*text.split(content))
+            before, after = text.split(content)
+            self._openings[key] = _Frame(before, after)
         return text
 
     def extend(self, new: Sequence[Turn], *, closed: bool) -> tuple[int, ...]:

@@ -65,7 +65,10 @@ def tables(family: Family, asked: Asked) -> tuple[Table, ...]:
 
 def _cast(rng: random.Random, names: Sequence[str], family: Family) -> Cast:
     drawn = iter(rng.sample(names, OWNERS + THINGS + 2 * KINDS))
-    take = lambda n: tuple(next(drawn) for _ in range(n))  # noqa: E731
+
+    def take(n: int) -> tuple[str, ...]:
+        return tuple(next(drawn) for _ in range(n))
+
     rows = {family.owner.table: take(OWNERS), family.thing.table: take(THINGS)}
     return Cast(rows, {family.owner.table: take(KINDS), family.thing.table: take(KINDS)})
 
