@@ -42,7 +42,25 @@ STALE = 3600.0
 """Seconds after which a half-made game is taken for that of a process that died."""
 _LOCK = threading.Lock()
 """Making and loading games goes through parsers and tables that the package shares between threads."""
-_META = frozenset("quit q restart restore save undo script unscript transcript verify version notify superbrief brief verbose".split())
+_META = frozenset(
+    (
+        "quit",
+        "q",
+        "restart",
+        "restore",
+        "save",
+        "undo",
+        "script",
+        "unscript",
+        "transcript",
+        "verify",
+        "version",
+        "notify",
+        "superbrief",
+        "brief",
+        "verbose",
+    )
+)
 """Commands to the interpreter instead of to the game; some write files or end the program."""
 _ENDING = "Would you like to RESTART"
 
