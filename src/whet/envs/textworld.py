@@ -78,6 +78,7 @@ class TextWorld(Env):
     max_tokens = 24
     inline = False
     reset_timeout = 180.0
+    max_concurrent = 16  # games are made one after the other, and a wait for one's turn counts against reset_timeout
 
     def __init__(
         self,
