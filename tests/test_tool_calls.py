@@ -282,9 +282,9 @@ def test_fifty_megabytes_are_shown_in_no_time(result):
             return result
 
     env = fresh(Big)
-    began = time.perf_counter()
+    began = time.process_time()
     (text,) = told(env, call("dump"))
-    assert time.perf_counter() - began < 2.0, "it is some 0.1 s on an idle machine"
+    assert time.process_time() - began < 2.0, "it is 0.2 s at most"
     assert MAX_OUTPUT <= len(text) < MAX_OUTPUT + 60
     assert "cut ...]" in text
 

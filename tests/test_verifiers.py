@@ -87,13 +87,13 @@ def test_a_rollout_plays_several_at_once_and_leaves_what_it_cuts_off(guessing):
     factory = load_env(f"verifiers:tasks={guessing['tasks']},url={guessing['url']}")
     tasks = factory.tasks("train", 8)
     assert [task.data["number"] for task in tasks] == list(range(8))
-    episodes = rollout(Agent(ScriptedPolicy(counting)), factory, tasks, limits=Limits(retries=0))
-    assert [episode.stop for episode in episodes] == [Stop.TERMINATED] * 8
-    assert [episode.reward for episode in episodes] == [1.0] * 4 + [0.0] * 4, "it counts 0, 1, 2, 3 and then the hints end"
+    episodes = rollout(Agent(ScriptedPolicy(counting)), factory, tasks[2:5], limits=Limits(retries=0))
+    assert [episode.stop for episode in episodes] == [Stop.TERMINATED] * 3
+    assert [episode.reward for episode in episodes] == [1.0, 1.0, 0.0], "it counts 0, 1, 2, 3 and then the hints end"
     cut = load_env(f"verifiers:tasks={guessing['tasks']},url={guessing['url']},max_turns=2")
     (episode,) = rollout(Agent(ScriptedPolicy(counting)), cut, tasks[7:8], limits=Limits(retries=0))
     assert (episode.stop, episode.reason) == (Stop.TRUNCATED, "max_turns")
-    (after,) = rollout(Agent(ScriptedPolicy(counting)), factory, tasks[1:2], limits=Limits(retries=0))
+    (after,) = rollout(Agent(ScriptedPolicy(counting)), factory, tasks[:1], limits=Limits(retries=0))
     assert after.reward == 1.0
 
 
@@ -134,7 +134,7 @@ def test_a_file_is_dealt_to_disjoint_splits(tmp_path):
     dealt = {split: [place for place, _ in rows(path, split)] for split in ("train", "dev", "test")}
     assert dealt["dev"] == [8, 18]
     assert dealt["test"] == [9, 19]
-    assert sorted(i for part in dealt.values() for i in part) == list(range(25))
+    assert sorted(place for places in dealt.values() for place in places) == list(range(25))
     env = Verifiers(path)
     assert [task.data["idx"] for task in env.tasks("train", 3, start=7)] == [7, 10, 11]
     assert env.tasks("dev", 9) == env.tasks("dev", 2)
@@ -188,6 +188,5 @@ def test_pieces_of_an_episode_are_put_together():
     ended = assembly.finish({"head": {"ok": True}, "traces": [{"id": "a"}]})
     assert ended.traces[0]["rewards"] == {"r": {"score": 1.0}}
     assert ended.traces[0]["errors"] == [{"type": "X"}]
-    assert assembly.finish({"head": {}, "traces": [{"id": "b"}]}) == Ended(
-        error="it never told about trace b, which belongs to the episode"
-    )
+    ended = assembly.finish({"head": {}, "traces": [{"id": "b"}]})
+    assert ended == Ended(error="it never told about trace b, which belongs to the episode")

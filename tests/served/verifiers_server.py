@@ -24,11 +24,5 @@ if __name__ == "__main__":
     Path(file).write_text("".join(f"{task.data.model_dump_json()}\n" for task in tasks))
     addresses = multiprocessing.Queue()
     threading.Thread(target=lambda: print(addresses.get(), flush=True), daemon=True).start()
-    agent = {"harness": {"id": "null"}, "runtime": {"type": "subprocess"}}
-    serve_env(
-        max_workers=1,
-        elastic=False,
-        address="tcp://127.0.0.1:*",
-        address_queue=addresses,
-        config_data={"taskset": {"id": name}, "agent": agent},
-    )
+    config = {"taskset": {"id": name}, "agent": {"harness": {"id": "null"}, "runtime": {"type": "subprocess"}}}
+    serve_env(max_workers=1, elastic=False, address="tcp://127.0.0.1:*", address_queue=addresses, config_data=config)

@@ -110,7 +110,7 @@ def sandboxes() -> dict[str, tuple[str, str]]:
     try:
         with open_sandbox("process") as sandbox:
             found = {"process box": ("ok", f"code is confined by {', '.join(sandbox.capabilities.details)} (sandboxes process and zygote)")}
-    except SandboxUnavailable as error:
+    except (SandboxUnavailable, ImportError) as error:  # modules of Unix are missing elsewhere
         found = {"process box": ("-", str(error))}
     found["monty"] = _package("pydantic-monty", "monty")
     command = next((name for name in ("docker", "podman") if shutil.which(name)), None)

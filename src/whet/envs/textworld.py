@@ -43,7 +43,7 @@ STALE = 3600.0
 _LOCK = threading.Lock()
 """Making and loading games goes through parsers and tables that the package shares between threads."""
 _META = frozenset(
-    [
+    (
         "quit",
         "q",
         "restart",
@@ -59,7 +59,7 @@ _META = frozenset(
         "superbrief",
         "brief",
         "verbose",
-    ]
+    )
 )
 """Commands to the interpreter instead of to the game; some write files or end the program."""
 _ENDING = "Would you like to RESTART"
@@ -78,6 +78,7 @@ class TextWorld(Env):
     max_tokens = 24
     inline = False
     reset_timeout = 180.0
+    max_concurrent = 16  # games are made one after the other, and a wait for one's turn counts against reset_timeout
 
     def __init__(
         self,

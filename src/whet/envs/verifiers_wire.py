@@ -212,9 +212,7 @@ class Play:
     def _talk(self, socket: zmq.Socket[Any], greeted: SimpleQueue[str]) -> Ended:
         _send(socket, "health", {})
         if not socket.poll(int(GREETING * 1000)):
-            greeted.put(
-                f"no verifiers server answers at {self._url} within {GREETING:g} s; is it running (`verifiers.v1.serve.serve_env`)?"
-            )
+            greeted.put(f"no verifiers server answered at {self._url} within {GREETING:g} s. Is it running (`serve_env`)?")
             return Ended(error="no server")
         socket.recv_multipart()
         greeted.put("")

@@ -19,6 +19,7 @@ import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from urllib.parse import quote
 
 from whet.errors import ConfigError, EnvError, ToolError, ToolTimeout, missing_extra
 from whet.tools.background import Background, abandon, background
@@ -35,6 +36,8 @@ except ImportError as error:
 
 ROLLOUT_HEADER = "X-Whet-Rollout"
 """HTTP header that names the attempt at an episode: tools and graders tell episodes apart by it."""
+SAFE = "/#@:-._~"
+"""What is not written as %XX in it, beside letters and digits."""
 CLOSE_SECONDS = 8.0
 Protocol = Literal["auto", "legacy"]
 
@@ -115,6 +118,7 @@ class Connection:
         if self._slot is not None:
             await self._slot.acquire()  # the owner lets go of it
         self._owner = asyncio.create_task(self._own(ready))
+        self._owner.add_done_callback(self._gone)  # also of an owner that was cancelled before it began
         _open.add(self)
         try:
             async with asyncio.timeout(timeout):
@@ -142,12 +146,13 @@ class Connection:
                 ready.exception()  # nobody may be waiting any more
             if isinstance(error, asyncio.CancelledError):
                 raise
-        finally:
-            self.alive = False
-            self._client = None
-            _open.discard(self)
-            if self._slot is not None:
-                self._slot.release()
+
+    def _gone(self, owner: asyncio.Task[None]) -> None:
+        self.alive = False
+        self._client = None
+        _open.discard(self)
+        if self._slot is not None:
+            self._slot.release()
 
     async def _enter(self, stack: contextlib.AsyncExitStack) -> Any:
         """The package's client for this server; what it needs is entered on the stack before it."""
@@ -157,7 +162,7 @@ class Connection:
             return mcp.Client(stdio(self.server, self._fate), mode=self._protocol)
         import httpx2
 
-        headers = {**dict(self.server.headers), **({ROLLOUT_HEADER: self._rollout} if self._rollout else {})}
+        headers = {**dict(self.server.headers), **({ROLLOUT_HEADER: quote(self._rollout, safe=SAFE)} if self._rollout else {})}
         http = httpx2.AsyncClient(headers=headers, timeout=httpx2.Timeout(30.0, read=None), limits=httpx2.Limits(max_connections=None))
         await stack.enter_async_context(http)
         transport = mcp.client.streamable_http.streamable_http_client(self.server.url, http_client=http, max_sse_event_size=MAX_MESSAGE)

@@ -132,13 +132,12 @@ def confine(job: Job) -> None:
         soft, hard = (value if most == resource.RLIM_INFINITY else min(value, most) for value in (soft, hard))
         resource.setrlimit(limit, (soft, hard))
     os.umask(0o077)
-    if sys.platform == "linux":
-        if job["drop"]:
-            drop_privileges(job["user"], job["kind"] == "tree")
-        if job["landlock"]:
-            landlock(job["rules"], job["landlock"])
-        if job["seccomp"]:
-            seccomp(job["seccomp"])
+    if job["drop"]:
+        drop_privileges(job["user"], job["kind"] == "tree")
+    if job["landlock"]:
+        landlock(job["rules"], job["landlock"])
+    if job["seccomp"]:
+        seccomp(job["seccomp"])
 
 
 def read_exactly(fd: int, size: int) -> bytes:

@@ -46,6 +46,8 @@ class ContainerSandbox(Sandbox):
         disk: int = 256 << 20,
         parallel: int = 0,
     ) -> None:
+        if not hasattr(os, "pidfd_open"):
+            raise SandboxUnavailable("the sandbox 'container' needs Linux here; use 'remote' with a server that has it")
         if shutil.which(command) is None:
             raise SandboxUnavailable(f"there is no program {command!r}; install docker or podman, or name another with command=")
         self._image, self._command = image, command

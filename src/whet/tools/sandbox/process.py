@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import functools
 import glob
 import itertools
@@ -117,7 +118,7 @@ class ProcessSandbox(Sandbox):
             if number < least:
                 raise ConfigError(f"{name} is {number}; expected at least {least}")
         have, lack = offers()
-        if lack and not allow_weak:
+        if lack and (not allow_weak or sys.platform != "linux"):
             raise SandboxUnavailable(
                 f"this machine cannot confine a process; it lacks {', and '.join(lack)}. Use the sandbox 'monty', 'container' or "
                 f"'remote', or pass allow_weak=True for code that you would run without a sandbox"
@@ -127,6 +128,8 @@ class ProcessSandbox(Sandbox):
         self._processes, self._file_size, self._disk = processes, file_size, disk
         self._parallel = parallel or 2 * (os.cpu_count() or 1)
         self._turn = threading.BoundedSemaphore(self._parallel)
+        self._besides = (-math.inf, 1)
+        """When a user's threads and processes were last counted, and how many there were; root's other ones do not count."""
         self._filters: dict[syscalls.Rules, bytes] = {}
         self._strong = not lack
         self.capabilities = Capabilities(
@@ -248,16 +251,17 @@ class ProcessSandbox(Sandbox):
             (resource.RLIMIT_FSIZE, self._file_size, self._file_size),
             (resource.RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES),
         ]
-        if sys.platform == "linux":
-            found += [(resource.RLIMIT_MEMLOCK, 0, 0), (resource.RLIMIT_MSGQUEUE, 0, 0)]
-            found += [(resource.RLIMIT_NPROC, most, most) for most in self._most_tasks()]
-            found += [(resource.RLIMIT_DATA, memory, memory), (resource.RLIMIT_AS, memory + LIBRARY_SPACE, memory + LIBRARY_SPACE)]
-        return found
+        found += [(resource.RLIMIT_MEMLOCK, 0, 0), (resource.RLIMIT_MSGQUEUE, 0, 0)]
+        found += [(resource.RLIMIT_NPROC, most, most) for most in self._most_tasks()]
+        return [*found, (resource.RLIMIT_DATA, memory, memory), (resource.RLIMIT_AS, memory + LIBRARY_SPACE, memory + LIBRARY_SPACE)]
 
     def _most_tasks(self) -> list[int]:
         """The kernel's own limit on a user's threads and processes, all together. Root's runs are a user each, for which it
         is exact; what others have running besides is added."""
-        return [(supervise.tasks(os.getuid()) if os.getuid() else 1) + supervise.most_tasks(self._processes)]
+        now = time.monotonic()
+        if os.getuid() and now - self._besides[0] > 1.0:
+            self._besides = (now, supervise.tasks(os.getuid()))
+        return [self._besides[1] + supervise.most_tasks(self._processes)]
 
     def _environment(self, directory: str, *, programs: bool = False) -> dict[str, str]:
         """All that a program sees of the environment."""
@@ -316,9 +320,8 @@ class _Process:
         self._report = Report(told)
         self.fds: tuple[int, ...] = (told,)
         if not tree:
-            ended = os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else told
-            if ended != told:
-                stack.callback(os.close, ended)
+            ended = os.pidfd_open(process.pid)
+            stack.callback(os.close, ended)
             self.fds = (told, ended)
 
     @property
@@ -399,13 +402,6 @@ def framed(header: dict[str, Any]) -> bytes:
 
 def sealed(data: bytes, stack: contextlib.ExitStack) -> int:
     """A descriptor to read `data` from, which nobody can write to."""
-    if not hasattr(os, "memfd_create"):
-        plain = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
-        plain.write(data)
-        plain.seek(0)
-        return plain.fileno()
-    import fcntl
-
     fd = os.memfd_create("whet", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     stack.callback(os.close, fd)
     with open(fd, "wb", closefd=False) as file:
