@@ -223,7 +223,7 @@ def test_lists(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "steps=3 gain=0.2" in capsys.readouterr().out
     assert main(["methods", "sft"]) == 0
     assert "How often to practise." in capsys.readouterr().out
-    assert main(["envs"]) == 0
+    assert main(["envs", "search"]) == 0
     assert "hops: str = '1-3'" in capsys.readouterr().out
 
 
