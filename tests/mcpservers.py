@@ -119,7 +119,7 @@ if __name__ == "__main__":
         server.run()
 '''
 
-OLD_SERVER = r'''
+OLD_SERVER = r"""
 import json, sys
 out = sys.stdout.buffer
 
@@ -148,7 +148,7 @@ for line in sys.stdin:
         out.flush()
     elif id is not None:
         send(id=id, error={"code": -32601, "message": "no such method"})
-'''
+"""
 
 
 def free_port() -> int:
