@@ -13,7 +13,8 @@
             "Say what the item costs; ends the episode."
             return self.finish("noted", reward=float(price == self.gold))
 
-An environment without tools overrides `step` and reads `action.text`.
+A tool raises `ToolError` to tell the model what went wrong; whatever else it raises is a failure of infrastructure, for
+which the episode is tried again. An environment without tools overrides `step` and reads `action.text`.
 """
 
 from __future__ import annotations

@@ -220,7 +220,7 @@ class Caller:
             cached=running.cached,
             end=env._finished,
             episode=situation.episode if situation else "",
-            rollout=situation.rollout if situation else "",
+            rollout=self.rollout,
             step=self._steps,
         )
 

@@ -42,7 +42,7 @@ class CallRecord:
     """Reward and success, where the call ended the episode."""
     episode: str = ""
     rollout: str = ""
-    """The attempt at the episode; empty in environments that no rollout plays."""
+    """The attempt at the episode, of which there is no other in any process."""
     step: int = 0
     """Calls of one action have the same."""
 
