@@ -39,6 +39,7 @@ _BUNDLED = {
     "bfcl": "whet.envs.bfcl:BFCL",
     "documents": "whet.envs.documents:Documents",
     "gymnasium": "whet.envs.gymnasium:GymEnv",
+    "http": "whet.envs.http:HTTP",
     "mcp": "whet.envs.mcp:MCP",
     "miniwob": "whet.envs.miniwob:MiniWoB",
     "mix": "whet.envs.mixture:Mixture",
