@@ -135,9 +135,13 @@ class ChatFormat:
         if self._marks is None:
             return self._piece(text)
         cuts = [0, *(mark.start() for mark in self._marks.finditer(text)), len(text)]
-        return tuple(token for begin, end in itertools.pairwise(cuts) if begin < end for token in self._piece(text[begin:end]))
+        return tuple(itertools.chain.from_iterable(self._piece(text[begin:end]) for begin, end in itertools.pairwise(cuts)))
 
     def _encode_now(self, text: str) -> tuple[int, ...]:
+        if self._marks is not None:
+            backend = self.tokenizer.backend_tokenizer
+            if backend.truncation is None and backend.padding is None:  # others may have used it, with either
+                return tuple(backend.encode(text, add_special_tokens=False).ids)
         return tuple(self.tokenizer.encode(text, add_special_tokens=False, verbose=False))  # whether it fits is asked later
 
     def _render(self, messages: list[dict[str, Any]], tools: Sequence[Tool], *, prompt: bool) -> str:

@@ -317,7 +317,7 @@ class _Attempt:
         finally:
             self.setting.gate.busy += 1
         self.setting.answered.add("turn")
-        self.cost += replace(turn.cost, seconds=0.0)
+        self.cost += replace(turn.cost, seconds=0.0) if turn.cost.seconds else turn.cost
         return turn
 
     async def _step(self, env: Env, turn: Turn) -> tuple[Turn, ...]:
