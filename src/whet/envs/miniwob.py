@@ -223,7 +223,7 @@ class MiniWoB(Env):
             element: what to drag
             onto: where to drop it
         """
-        start, end = self._place(element), self._place(onto)
+        start, end = self._place(element, grab=True), self._place(onto)
         between = [tuple(a + (b - a) * part / 5 for a, b in zip(start, end)) for part in range(1, 6)]
         self._mouse(
             [("mouseMoved", *start), ("mousePressed", *start), *(("mouseMoved", x, y) for x, y in between), ("mouseReleased", *end)]
@@ -270,13 +270,15 @@ class MiniWoB(Env):
             raise EnvError("the environment 'miniwob' was not reset, or is closed")
         return self._lease
 
-    def _place(self, element: int) -> tuple[float, float]:
-        """Where to press the mouse for an element, in pixels from the window's upper left corner."""
+    def _place(self, element: int, grab: bool = False) -> tuple[float, float]:
+        """Where to press the mouse for an element, in pixels from the window's upper left corner; `grab` it to drag it away."""
         found = self._page().evaluate(f"whet.point({element})")
         if found is None:
             raise self._missing(element)
         if found["covered"]:
             raise ToolError(f"element {element} cannot be reached: something else covers it")
+        if grab and found["field"]:
+            raise ToolError(f"element {element} is {_a(found['field'])}; it cannot be dragged")
         return float(found["x"]), float(found["y"])
 
     def _mouse(self, events: Sequence[tuple[str, float, float]]) -> None:
