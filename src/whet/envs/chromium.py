@@ -18,7 +18,6 @@ import json
 import os
 import shutil
 import signal
-import tempfile
 import threading
 import time
 import weakref
@@ -26,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from whet.envs.chromium_process import executable, gone, spawn
+from whet.envs.chromium_process import executable, gone, profile, spawn
 from whet.errors import EnvError
 
 PAGES_PER_BROWSER = 8
@@ -88,7 +87,7 @@ class Browser:
     """A browser process with an empty profile of its own. Safe to use from many threads."""
 
     def __init__(self) -> None:
-        self.profile = tempfile.mkdtemp(prefix="whet-chromium-")
+        self.profile = profile()
         self.alive = True
         self._ids = itertools.count(1)
         self._replies: dict[int, _Reply] = {}

@@ -11,6 +11,7 @@ import fcntl
 import os
 import shutil
 import signal
+import tempfile
 import time
 
 from whet.errors import MissingExtra
@@ -59,11 +60,16 @@ def executable() -> str:
     raise MissingExtra(f"no browser found (looked for {', '.join(NAMES)} on PATH). Run as root: apt-get install -y chromium")
 
 
+def profile() -> str:
+    """An empty directory for everything that a browser writes. It holds a socket, whose path may have 107 bytes at most."""
+    return tempfile.mkdtemp(prefix="whet-chromium-", dir=None if len(tempfile.gettempdir()) <= 40 else "/tmp")
+
+
 def spawn(profile: str) -> tuple[int, int, int]:
     """Start a browser: its process id (which is also its group's), the descriptor to read from and the one to write to."""
     path = executable()
     command = [path, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
-    environment = {**os.environ, "HOME": profile, "TZ": "UTC", "LANG": "en_US.UTF-8"}
+    environment = {**os.environ, "HOME": profile, "TMPDIR": profile, "TZ": "UTC", "LANG": "en_US.UTF-8"}
     for name in ("DBUS_SESSION_BUS_ADDRESS", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "DISPLAY", "WAYLAND_DISPLAY"):
         environment.pop(name, None)
     with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:

@@ -86,8 +86,9 @@ def _pool() -> Pool[chromium.Page]:
 class MiniWoB(Env):
     """Click, type, select and drag on small web pages until the goal is reached; a real browser, text in, tool calls out.
 
-    Options: `task` is a page such as `click-button`, several joined by `+`, or `all`; `max_turns` stands for the page's own
-    time limit, and running out of turns costs what the page takes for it, a reward of -1.
+    Options: `task` is a page such as `click-button`, several joined by `+`, `all`, or `experts`, which are those with a
+    hand-written solution; `max_turns` stands for the page's own time limit, and running out of turns costs what the page takes
+    for it, a reward of -1.
     """
 
     instructions = "Reach the goal on the web page. Elements are named by their numbers."
@@ -97,12 +98,13 @@ class MiniWoB(Env):
     max_concurrent = PAGES
 
     def __init__(self, task: str = "click-button", max_turns: int = 20) -> None:
-        chosen = pages() if task == "all" else tuple(part.strip() for part in task.split("+"))
+        sets = {"all": pages(), "experts": tuple(sorted(EXPERTS))}
+        chosen = sets.get(task) or tuple(part.strip() for part in task.split("+"))
         for page in chosen:
             if page in VISUAL:
                 raise ConfigError(f"miniwob's page {page!r} cannot be played as text: it {VISUAL[page]}. Choose another one.")
             if page not in pages():
-                raise ConfigError(f"miniwob has no page {page!r}. {did_you_mean(page, pages())}")
+                raise ConfigError(f"miniwob has no page {page!r}. {did_you_mean(page, (*pages(), *sets))}")
         if max_turns < 1:
             raise ConfigError(f"max_turns is {max_turns}; expected 1 or more")
         chromium.executable()
