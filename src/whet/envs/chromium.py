@@ -18,6 +18,7 @@ import json
 import os
 import shutil
 import signal
+import tempfile
 import threading
 import time
 import weakref
@@ -97,9 +98,11 @@ class Browser:
         self._open = self._opened = 0
         self._ended = False
         self._owner = os.getpid()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (read where the browser does not start, closed with it)
         try:
-            self._pid, self._from, self._to = spawn(self.profile)
+            self._pid, self._from, self._to = spawn(self.profile, self._errors.fileno())
         except OSError as error:
+            self._errors.close()
             shutil.rmtree(self.profile, ignore_errors=True)
             raise EnvError(f"the browser {executable()} could not be started: {error}") from error
         self._reader = threading.Thread(target=self._read, daemon=True, name="whet-chromium")
@@ -211,11 +214,10 @@ class Browser:
 
     def _last_words(self) -> str:
         """What the browser wrote on standard error, without its complaints about a missing desktop bus."""
-        with contextlib.suppress(OSError):
-            lines = Path(self.profile, "stderr").read_text(errors="replace").splitlines()
-            telling = [line for line in lines if line.strip() and "dbus" not in line]
-            return "\n" + "\n".join(telling[-5:]) if telling else ""
-        return ""
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").splitlines()
+        telling = [line for line in lines if line.strip() and "dbus" not in line]
+        return "".join(f"\n{line}" for line in telling[-5:])
 
     def close(self) -> None:
         """End the browser with everything that belongs to it; by force if it does not go at once."""
@@ -226,6 +228,7 @@ class Browser:
             if self._ended:
                 return
             self._ended = True
+            self._errors.close()
             os.close(self._to)  # to the browser, this is the order to end
         if not gone(self._pid, EXIT):
             self.kill()
@@ -248,7 +251,8 @@ class Page:
         self.browser = browser
         self._loaded = threading.Event()
         self._crashed = self._closed = False
-        self._target = str(browser.call("Target.createTarget", url="about:blank")["targetId"])
+        # A window of its own: of the tabs in a window, all but one are shown a frame a second only.
+        self._target = str(browser.call("Target.createTarget", url="about:blank", newWindow=True)["targetId"])
         self._session = str(browser.call("Target.attachToTarget", targetId=self._target, flatten=True)["sessionId"])
         browser._pages[self._session] = self
         self.do(
@@ -275,8 +279,8 @@ class Page:
 
     def do(self, *commands: tuple[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """Results of commands of the DevTools protocol, sent together."""
-        if self._crashed:
-            raise BrowserLost("the page has crashed")
+        if self._closed or self._crashed:
+            raise BrowserLost("the page is closed" if self._closed else "the page has crashed")
         return self.browser.calls(commands, self._session)
 
     def evaluate(self, expression: str) -> Any:

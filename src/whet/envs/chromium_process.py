@@ -65,8 +65,11 @@ def profile() -> str:
     return tempfile.mkdtemp(prefix="whet-chromium-", dir=None if len(tempfile.gettempdir()) <= 40 else "/tmp")
 
 
-def spawn(profile: str) -> tuple[int, int, int]:
-    """Start a browser: its process id (which is also its group's), the descriptor to read from and the one to write to."""
+def spawn(profile: str, errors: int) -> tuple[int, int, int]:
+    """Start a browser: its process id (which is also its group's), the descriptor to read from and the one to write to.
+
+    `errors` is the descriptor that its standard error goes to.
+    """
     path = executable()
     command = [path, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
     environment = {**os.environ, "HOME": profile, "TMPDIR": profile, "TZ": "UTC", "LANG": "en_US.UTF-8"}
@@ -86,7 +89,7 @@ def spawn(profile: str) -> tuple[int, int, int]:
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
-                (os.POSIX_SPAWN_OPEN, 2, os.path.join(profile, "stderr"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
+                (os.POSIX_SPAWN_DUP2, errors, 2),
                 (os.POSIX_SPAWN_DUP2, commands, 3),
                 (os.POSIX_SPAWN_DUP2, answers, 4),
             ],

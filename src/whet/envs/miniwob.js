@@ -173,7 +173,7 @@
       flush();
       const value = found.options ? `${found.value || "-"} (options: ${found.options.join(" | ")})` : found.value;
       const name = found.name ? ` ${found.name}` : "";
-      lines.push(`[${elements.length}] ${found.role}${name}${value === undefined ? "" : `: ${value}`}`);
+      lines.push(`[${elements.length}] ${found.role}${name}${value === undefined ? "" : `: ${value}`}`.trimEnd());
     };
     // `offered`: an ancestor listens, so that what is drawn can be clicked on. `told`: the text stands in a line already.
     const walk = (element, offered, told) => {
