@@ -62,7 +62,11 @@ ENVIRONMENTS = {
     ),
     "mcp": About(licence="MIT", pip=("[mcp]",)),
     "miniwob": About(
-        licence="MIT", specs=("miniwob", "miniwob:task=all"), pip=("[miniwob]",), also="a Chromium browser (Debian: 414 MB)", n=60
+        licence="MIT",
+        specs=("miniwob", "miniwob:task=experts", "miniwob:task=all"),
+        pip=("[miniwob]",),
+        also="a Chromium browser (Debian: 414 MB)",
+        n=60,
     ),
     "mix": About(licence="that of its parts", specs=("search:hops=1-2 + babyai:level=GoToLocal",)),
     "openenv": About(licence="BSD-3-Clause", pip=("[openenv]",)),

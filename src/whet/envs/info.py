@@ -107,7 +107,7 @@ def _program(name: str) -> str | None:
             "Run as root: apt-get install -y default-jre-headless"
         )
     if name == "miniwob":
-        from whet.envs.chromium import executable
+        from whet.envs.chromium_process import executable
 
         try:
             executable()
