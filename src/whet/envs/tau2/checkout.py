@@ -15,7 +15,6 @@ import importlib
 import inspect
 import math
 import os
-import pickle
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -52,9 +51,6 @@ class Domain:
     message: ModuleType
     """The benchmark's classes of messages and calls."""
     make: Callable[..., Any]
-    """The benchmark's `get_environment`."""
-    databases: Mapping[str, bytes]
-    """Its databases by the names of its arguments, pickled: reading their files takes ten times as long as unpickling them."""
     evaluators: Mapping[str, Any]
     agent: Any
     """Its agent in solo mode, which writes the prompt; None in other domains."""
@@ -78,8 +74,8 @@ class Domain:
         gold = (task.evaluation_criteria and task.evaluation_criteria.actions) or []
         looked_up = {a.arguments["agent_tool_name"] for a in gold if "agent_tool_name" in a.arguments}
         accepted = inspect.signature(self.make).parameters
-        given = {key: value for key, value in {"task": task, "read_log_allowlist": looked_up}.items() if key in accepted}
-        return lambda **options: self.make(**{key: pickle.loads(db) for key, db in self.databases.items()}, **given, **options)
+        given = {"task": task, "read_log_allowlist": looked_up}
+        return functools.partial(self.make, **{key: value for key, value in given.items() if key in accepted})
 
     def solo_prompt(self, task: Any) -> str:
         """The benchmark's system prompt in solo mode: instructions, policy and, at the end, the ticket."""
@@ -154,8 +150,6 @@ def _open(root: Path, name: str, retrieval: str) -> Domain:
         kind = parts["llm_agent"].LLMSoloAgent
         agent = kind(tools=tools, domain_policy=environment.get_policy(), task=next(iter(tasks.values())), llm="none")
         tools = agent.tools
-    kits = {"db": environment.tools, "user_db": environment.user_tools}
-    accepted = inspect.signature(make).parameters
     functions = {tool.name: tool.openai_schema["function"] for tool in reversed(tools)}  # of two with one name, the agent's
     return Domain(
         name=name,
@@ -165,7 +159,6 @@ def _open(root: Path, name: str, retrieval: str) -> Domain:
         tools=tuple(Tool(name=f["name"], description=f["description"], parameters=f["parameters"]) for f in reversed(functions.values())),
         message=parts["message"],
         make=make,
-        databases={key: pickle.dumps(kit.db) for key, kit in kits.items() if key in accepted},
         evaluators={
             "env": parts["evaluator_env"].EnvironmentEvaluator,
             "action": parts["evaluator_action"].ActionEvaluator,
