@@ -117,3 +117,5 @@ def test_presets_are_options_that_their_methods_have():
             assert set(found[""]) <= outer
             assert not outer & set(found.get(name, {}))
             configure(config, {k: v for k, v in presets.get(env, preset, name).items() if k not in outer}, of=name)
+        assert presets.home("quick", name), f"the preset quick has no {name}"
+        configure(config, {k: v for k, v in presets.get("", "quick", name).items() if k not in outer}, of=name)

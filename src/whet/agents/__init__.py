@@ -25,6 +25,8 @@ class Agent(Generic[P_co]):
     """Added to the environment's own."""
     memory: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     sampling: Sampling = Sampling()
+    suffix: str = ""
+    """Added to the first observation, as the control strings of conditional training are."""
 
     def replace(self, **changes: Any) -> Agent[Any]:
         """This agent with other parts, such as `agent.replace(policy=...)`."""
@@ -34,6 +36,8 @@ class Agent(Generic[P_co]):
         """The turns that open an episode: a system turn, then the notes of the memory with the first observation."""
         system = "\n\n".join(part for part in (instructions, self.instructions) if part)
         first = (Turn(role="user", content=observation),) if isinstance(observation, str) else observation
+        if self.suffix:
+            first = (*first[:-1], dataclasses.replace(first[-1], content=f"{first[-1].content}\n{self.suffix}"))
         notes = (*self.memory.get("", ()), *self.memory.get(task.id, ()))
         if notes:
             hints = "\n".join(f"Hint: {note}" for note in notes)

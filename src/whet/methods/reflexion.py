@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from whet.agents import Agent
 from whet.config import at_least
 from whet.envs.base import EnvFactory
+from whet.methods import Parts
 from whet.policies.base import Policy, Sampling
 from whet.rollout import ask, means, rollout
 from whet.runs import JsonState
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from whet.runs import Run
 
 NEEDS = ("train",)
+PARTS = Parts(source="self", filter="environment", reuse="reflect", schedule="retry the same tasks", inference="reflections in the prompt")
 PROMPT = (
     "You were unsuccessful in the task above. Say in a few sentences what went wrong and make a concise new plan "
     "that refers to the actions you should take instead. New plan:"

@@ -16,6 +16,7 @@ from whet.agents import Agent
 from whet.config import at_least
 from whet.data import batches, to_examples
 from whet.envs.base import EnvFactory
+from whet.methods import Parts
 from whet.rollout import rollout_groups, success_rates
 from whet.types import Data, Episode, Group
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from whet.runs import Run
 
 NEEDS = ("train",)
+PARTS = Parts(source="self", filter="environment", reuse="drop", update="SFT", schedule="repeat, from the given policy or the current one")
 
 
 @dataclass(frozen=True, kw_only=True)
