@@ -174,7 +174,7 @@ def test_wrong_values_are_refused_before_anything_is_written(place: Path, capsys
     assert "'steps' is not an override" in fails(capsys, "run", "sft", *COIN, "--model", "weak", "steps")
     assert "expected an integer of at least 0" in fails(capsys, "run", "sft", *COIN, "--seed", "-1", code=2)
     assert "expected an integer of at least 1" in fails(capsys, "compare", *COIN, "--recipes", "sft", "--out", "o", "--seeds", "0", code=2)
-    assert "required: --env" in fails(capsys, "run", "sft", code=2)
+    assert "--env is missing" in fails(capsys, "run", "sft", code=2)
     assert "no such directory: './nowhere'" in fails(capsys, "run", "sft", *COIN, "--model", "./nowhere")
     assert sorted(os.listdir(place)) == ["coin.py", "hook"]
 

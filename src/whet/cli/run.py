@@ -20,7 +20,6 @@ from whet.cli.common import (
     save_agent,
 )
 from whet.config import configure, parse_overrides, to_json
-from whet.errors import ConfigError
 
 if TYPE_CHECKING:
     from whet.envs.base import EnvFactory
@@ -40,6 +39,7 @@ def parser(command: str) -> Parser:
     p.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
     p.add_argument("--no-baseline", action="store_true", help="do not evaluate the agent as it was before")
     p.add_argument("--quiet", action="store_true", help="no progress")
+    p.set_defaults(wrong_usage=p.error)
     return p
 
 
@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> None:
     method = methods.get(args.method)
     spec = args.env or presets.home(args.preset, args.method)
     if spec is None:
-        raise ConfigError("--env is missing; say which environment, such as --env search:hops=1-3, or take --preset quick, which names one")
+        args.wrong_usage("--env is missing; say which environment, such as --env search:hops=1-3, or take --preset quick, which names one")
     env = load_env(spec)
     overrides, outer = preset(args.preset, env, args.method)
     cfg: Any = configure(method.config, overrides | parse_overrides(args.overrides), of=f"method {args.method!r}")
