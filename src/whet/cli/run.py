@@ -49,8 +49,8 @@ def main(args: argparse.Namespace) -> None:
     from whet.runs import Run
 
     method = methods.get(args.method)
-    spec = args.env or presets.home(args.preset, args.method)
-    if spec is None:
+    spec: str = args.env or presets.home(args.preset, args.method) or ""
+    if not spec:
         args.wrong_usage("--env is missing; say which environment, such as --env search:hops=1-3, or take --preset quick, which names one")
     env = load_env(spec)
     overrides, outer = preset(args.preset, env, args.method)

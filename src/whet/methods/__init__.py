@@ -12,9 +12,12 @@ import pkgutil
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from whet.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from whet.runs import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +57,12 @@ class Method:
     function: Callable[..., Any]
     """`function(agent, data, *, env, run, cfg) -> Agent`"""
     parts: Parts = Parts()
+
+
+def note_roles(run: Run, **played: Any) -> None:
+    """Write down who plays which role, and which of them are scripts: tables say so wherever the result is shown."""
+    scripted = {role: policy.version for role, policy in played.items() if getattr(policy, "actor", "workflow") != "workflow"}
+    run.event("roles", played={role: policy.version for role, policy in played.items()}, scripted=scripted)
 
 
 def names() -> list[str]:
