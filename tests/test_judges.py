@@ -15,8 +15,8 @@ from whet.errors import ConfigError, PolicyError
 from whet.policies import ScriptedPolicy, load_policy
 from whet.policies.base import Request, Sampling
 from whet.policies.forms import PREFERENCE, RATING, YES_NO, Form, form_of, quote, quoted
-from whet.policies.transcript import read_transcript, transcript
 from whet.rewards.judges import COMPARE, RUBRIC, Verdict, criteria, prefer, rate, self_check, tally
+from whet.transcript import read_transcript, transcript
 from whet.types import Cost, Episode, Stop, Task, ToolCall, Turn, chain
 
 

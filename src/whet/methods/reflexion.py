@@ -21,9 +21,9 @@ from whet.config import at_least
 from whet.envs.base import EnvFactory
 from whet.methods import Parts
 from whet.policies.base import Policy, Sampling
-from whet.policies.transcript import transcript
 from whet.rollout import ask, means, rollout
 from whet.runs import JsonState
+from whet.transcript import transcript
 from whet.types import Data, Episode, Turn
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from whet.errors import ConfigError
 from whet.policies.ask import ask
 from whet.policies.base import Policy, Sampling
 from whet.policies.forms import PREFERENCE, RATING, YES_NO, Form, quote
-from whet.policies.transcript import transcript
+from whet.transcript import transcript
 from whet.types import Cost, Episode, Task, Turn
 
 _log = logging.getLogger("whet.rewards")

@@ -1,4 +1,4 @@
-"""A conversation written out as text, for somebody who is no part of it: a judge, a reflector, an editor."""
+"""Conversations as plain text: what reflectors, judges and people read."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ _HEAD = re.compile(r"^(system|user|assistant|tool): ?", re.MULTILINE)
 
 
 def line(turn: Turn) -> str:
-    """A turn as a line of a log: what was said, and the calls that were made."""
-    calls = [f"{call.name}({', '.join(f'{k}={v!r}' for k, v in call.arguments.items())})" for call in turn.tool_calls]
+    """A turn without its role: what was said, and the calls that were made."""
+    calls = [f"{call.name}({', '.join(f'{key}={value!r}' for key, value in call.arguments.items())})" for call in turn.tool_calls]
     return " ".join([turn.content, *calls]).strip()
 
 
-def transcript(turns: Sequence[Turn]) -> str:
-    """The turns one below the other, each behind its role: `assistant: friend Otto search(query='Otto')`."""
-    return "\n".join(f"{turn.role}: {line(turn)}" for turn in turns)
+def transcript(turns: Sequence[Turn], *, opening: bool = True) -> str:
+    """A line `role: text` for each turn; without `opening`, only from the first assistant turn on."""
+    first = 0 if opening else next((i for i, turn in enumerate(turns) if turn.trained), len(turns))
+    return "\n".join(f"{turn.role}: {line(turn)}" for turn in turns[first:])
 
 
 def read_transcript(text: str) -> list[Turn]:
