@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from whet.envs.base import Env, EnvFactory
 from whet.errors import ConfigError, ContextFull
 from whet.policies.base import Policy, Request, Sampling
-from whet.rollout.runner import run_sync
+from whet.policies.loop import run_sync
 from whet.seeding import derive_seed
 from whet.tools.function import Tool
 from whet.types import Task, Turn
+
+if TYPE_CHECKING:
+    from whet.envs.base import Env, EnvFactory
 
 
 def ask(
