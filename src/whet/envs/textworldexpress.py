@@ -293,6 +293,8 @@ class _Planner:
     def _behind(self, actions: Sequence[str]) -> _Game:
         game = self._new_game()
         for action in actions:
+            if game.over:  # a lost game would go on, and may be won later
+                break
             game.step(action)
         return game
 
