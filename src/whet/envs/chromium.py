@@ -23,7 +23,6 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from whet.envs.chromium_process import executable, gone, profile, spawn

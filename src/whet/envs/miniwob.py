@@ -25,6 +25,7 @@ from typing import Any, Literal, get_args
 
 from whet.envs import chromium
 from whet.envs.base import Action, Env, Step, ToolError
+from whet.envs.chromium_process import executable
 from whet.envs.miniwob_experts import EXPERTS, FIELDS, Element, View
 from whet.envs.pool import Pool
 from whet.errors import ConfigError, EnvError, did_you_mean, missing_extra
@@ -107,7 +108,7 @@ class MiniWoB(Env):
                 raise ConfigError(f"miniwob has no page {page!r}. {did_you_mean(page, (*pages(), *sets))}")
         if max_turns < 1:
             raise ConfigError(f"max_turns is {max_turns}; expected 1 or more")
-        chromium.executable()
+        executable()
         self.max_turns = max_turns  # type: ignore[misc]
         self._chosen = chosen
         self._lease: _Lease | None = None
