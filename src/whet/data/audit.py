@@ -118,10 +118,11 @@ class Audit:
             return
         yield f"  share by {name}"
         for value, share in before.items():
-            yield f"      {share:>7.1%} -> {after.get(value, 0.0):>6.1%}  {value} ({self.before.counts[name][value]:,} -> {self.after.counts[name][value]:,})"
+            n, left = self.before.counts[name][value], self.after.counts[name][value]
+            yield f"      {share:>7.1%} -> {after.get(value, 0.0):>6.1%}  {value} ({n:,} -> {left:,})"
 
 
-def save(store: EpisodeStore, audit: Audit, number: int, **about: Any) -> None:
+def save(store: EpisodeStore, audit: Audit, number: int, about: dict[str, Any]) -> None:
     """Keep an audit in a store, with what else is to be known of it; the drops not yet taken are kept, too."""
     store.save_drops((number, *drop) for drop in audit.take_drops())
     store.note(f"{_PREFIX}{number}", json.dumps({"about": about, **audit.summary()}))

@@ -46,7 +46,8 @@ def _mixed(value: np.ndarray) -> np.ndarray:
     """Each uint64 spread over all its bits (the finaliser of SplitMix64)."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
+    mixed: np.ndarray = value ^ (value >> np.uint64(31))
+    return mixed
 
 
 def signature(text: str) -> np.ndarray:
@@ -87,7 +88,7 @@ class Near:
         return None
 
     def _chain(self, band: int, key: int) -> list[int]:
-        found = []
+        found: list[int] = []
         number = self._heads.get(key)
         while number >= 0 and len(found) < _MOST:
             found.append(number)

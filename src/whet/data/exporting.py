@@ -35,7 +35,11 @@ class Account:
 
     def lines(self, form: str) -> list[str]:
         """What is to be told, a sentence each."""
-        told = [f"{form} has no place for: {', '.join(f'{what} ({n:,} episodes)' for what, n in self.lost.most_common())}"] if self.lost else []
+        told = (
+            [f"{form} has no place for: {', '.join(f'{what} ({n:,} episodes)' for what, n in self.lost.most_common())}"]
+            if self.lost
+            else []
+        )
         told += [f"{self.forked:,} episodes have forks; each of their walks is a record"] if self.forked else []
         told += [f"{n:,} episodes are left out: {why}" for why, n in self.left_out.most_common()]
         if self.unknown_tools:
@@ -76,7 +80,9 @@ def export(
             account.lost.update(dict.fromkeys(lost, len(unit)))
             account.unknown_tools += sum(any(turn.tool_calls for turn in e.turns) and not schemas_of(e) for e in unit) * (not form.whole)
             if strict and (found := account.lines(format)):
-                raise ConfigError(f"refused: {found[0]} (episode {unit[0].id!r} is the first). Leave out --strict to write it all the same.")
+                raise ConfigError(
+                    f"refused: {found[0]} (episode {unit[0].id!r} is the first). Leave out --strict to write it all the same."
+                )
             if record is None:
                 continue
             write(record)

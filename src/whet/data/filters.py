@@ -11,6 +11,7 @@ compare episodes with one another remember something of each. Test tasks are ref
 from __future__ import annotations
 
 import hashlib
+import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -88,7 +89,9 @@ def _passed(episodes: Iterator[Episode], checks: Sequence[Check], audit: Audit, 
         for step, check in enumerate(checks):
             reasons = check(left)
             if len(reasons) != len(left):
-                raise ConfigError(f"filter {audit.steps[step].name!r} gave {len(reasons)} answers about {len(left)} episodes; expected one for each")
+                raise ConfigError(
+                    f"filter {audit.steps[step].name!r} gave {len(reasons)} answers about {len(left)} episodes; expected one for each"
+                )
             for episode, reason in zip(left, reasons):
                 if reason is None:
                     audit.steps[step].after.add(episode)
@@ -266,12 +269,21 @@ def _texts(held_out: Iterable[Task | Episode | str], env: EnvFactory | None) -> 
 
 
 def _shown(task: Task, env: EnvFactory) -> str:
-    made = env.of(task)()
-    try:
-        seen = made.reset(task)
-        return seen if isinstance(seen, str) else "\n".join(turn.content for turn in seen if turn.role != "system")
-    finally:
-        made.close()
+    """What an environment shows at the beginning of a task."""
+    from whet.rollout.runner import run_sync
+
+    async def look() -> str:
+        made = env.of(task)()
+        try:
+            seen = made.reset(task)
+            turns = await seen if inspect.isawaitable(seen) else seen
+            return turns if isinstance(turns, str) else "\n".join(turn.content for turn in turns if turn.role != "system")
+        finally:
+            closing: Any = made.close()
+            if inspect.isawaitable(closing):
+                await closing
+
+    return run_sync(look())
 
 
 # -- by a model ----------------------------------------------------------------------------------------------------------

@@ -138,11 +138,12 @@ def _detected(source: Source, page: Sequence[Item]) -> Format:
     readable = [item for item in page if item.error is None]
     if readable and isinstance(readable[0].record, Episode):
         return formats.get("whet")
-    for item in readable:
-        if (form := formats.detect(item.record)) is not None:
-            return form
+    if (form := formats.detect([item.record for item in readable])) is not None:
+        return form
     if not readable:
-        raise ConfigError(f"{source.path}, {source.unit} {page[0].line}: {page[0].error}. None of the first {len(page)} records is readable.")
+        raise ConfigError(
+            f"{source.path}, {source.unit} {page[0].line}: {page[0].error}. None of the first {len(page)} records is readable."
+        )
     first = readable[0].record
     what = f"has the keys {', '.join(map(repr, first)) or '(none)'}" if isinstance(first, dict) else f"is {shown(first)}"
     raise ConfigError(

@@ -88,12 +88,12 @@ def row_of(episode: Episode) -> dict[str, Any]:
 
 def record_of(row: Mapping[str, Any]) -> dict[str, Any]:
     """What `row_of` was given, as a record of whet's own format."""
-    version = {"whet": SCHEMA_VERSION}
+    version: dict[str, Any] = {"whet": SCHEMA_VERSION}
     if row["record"] is not None:
-        return version | json.loads(row["record"])
+        return {**version, **json.loads(row["record"])}
     turns = [_from_turn(turn) for turn in row["turns"]]
     plain = {key: row[key] for key in ("id", "stop", "reason", "reward", "success", "policy")}
-    return version | plain | {"turns": turns} | json.loads(row["rest"])
+    return {**version, **plain, "turns": turns, **json.loads(row["rest"])}
 
 
 def _turn(turn: Mapping[str, Any]) -> dict[str, Any]:

@@ -41,7 +41,9 @@ class Stored:
         if ".jsonl" in file.suffixes:
             return cls(path, path.name, None)
         if file.suffix != ".db":
-            raise ConfigError(f"{path} is no store; expected .db, a run's directory, or whet's own .jsonl. Import it first (whet data import).")
+            raise ConfigError(
+                f"{path} is no store; expected .db, a run's directory, or whet's own .jsonl. Import it first (whet data import)."
+            )
         return cls(path, path.resolve().name, EpisodeStore(file, read_only=True))
 
     def episodes(self, tags: Sequence[str] = ()) -> Iterator[Episode]:
@@ -51,9 +53,9 @@ class Stored:
     def tagged(self, tags: Sequence[str] = ()) -> Iterator[tuple[str, Episode]]:
         """As `episodes`, each with its tag; in JSON lines that is the tag of the rollout, if there was one."""
         if self.store is None:
-            found = ((str(e.tags.get("tag", self.name)), e) for e in self._lines())
+            found = ((tag_of(e), e) for e in self._lines())
         else:
-            found = ((tag, self._known(e)) for _, tag, e in self.store.rows())
+            found = ((tag, self.known(e)) for _, tag, e in self.store.rows())
         return ((tag, e) for tag, e in found if not tags or tag in tags)
 
     def by_task(self, tags: Sequence[str] = ()) -> Iterator[Episode]:
@@ -62,9 +64,16 @@ class Stored:
             raise ConfigError(f"{self.path} would have to be sorted by task; import it into a store first (whet data import)")
         rows = self.store.numbers(by_task=True)
         for start in range(0, len(rows), _PAGE):
-            yield from (self._known(e) for tag, e in self.store.at(rows[start : start + _PAGE]) if not tags or tag in tags)
+            yield from (self.known(e) for tag, e in self.store.at(rows[start : start + _PAGE]) if not tags or tag in tags)
 
-    def _known(self, episode: Episode) -> Episode:
+    def find(self, name: str) -> Iterator[Episode]:
+        """The episodes with this id, or of the task with this id."""
+        if self.store is not None:
+            return (self.known(e) for e in self.store.find(name))
+        return (e for e in self._lines() if name in (e.id, e.task.id))
+
+    def known(self, episode: Episode) -> Episode:
+        """The episode with its source."""
         return episode if "source" in episode.tags else replace(episode, tags={**episode.tags, "source": self.name})
 
     def _lines(self) -> Iterator[Episode]:
@@ -76,6 +85,11 @@ class Stored:
                 yield from formats.load(form, item.record, Origin(source=self.name))
             except RecordError as error:
                 raise ConfigError(f"{self.path}, line {item.line}: {error}. Import it to leave out what cannot be read.") from error
+
+
+def tag_of(episode: Episode) -> str:
+    """The tag of the rollout that an episode is from; of an imported one its source."""
+    return str(episode.tags.get("tag") or episode.tags.get("source", ""))
 
 
 def of_split(episodes: Iterable[Episode], split: Split | None, left_out: dict[str, int]) -> Iterator[Episode]:

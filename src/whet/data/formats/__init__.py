@@ -7,6 +7,7 @@ loses. How records lie in files is another matter (`whet.data.records`).
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import Any
 
 from whet.data.formats.base import Format, Origin, RecordError
@@ -22,8 +23,8 @@ _HOME = {
     "sharegpt": "sharegpt:FORMAT",
     "trl-preference": "trl:PREFERENCE",
     "trl-completion": "trl:COMPLETION",
-    "openai": "openai:FORMAT",
     "trl": "trl:MESSAGES",
+    "openai": "openai:FORMAT",
 }
 """In the order in which a record is held against them."""
 
@@ -41,6 +42,6 @@ def get(name: str) -> Format:
     return found
 
 
-def detect(record: Any) -> Format | None:
-    """The format that a record seems to be in, by its keys; None where it is none of these."""
-    return next((form for name in _HOME if (form := get(name)).recognises(record)), None)
+def detect(records: Sequence[Any]) -> Format | None:
+    """The format that records of one file seem to be in, by their keys; None where it is none of these."""
+    return next((form for name in _HOME if any((form := get(name)).recognises(record) for record in records)), None)

@@ -96,8 +96,9 @@ class _Reader:
         call_id = item.get("tool_call_id")
         if call_id is not None:
             expect(call_id, str, f"{where}.tool_call_id", "a string, or null")
+        role: Role = "tool"
         if kind == "web_observation":
-            content, role = next((item[k] for k in ("axtree", "html", "url") if isinstance(item.get(k), str)), ""), "tool"
+            content = next((item[key] for key in ("axtree", "html", "url") if isinstance(item.get(key), str)), "")
         else:
             content = entry(item, "content", str, where, "a string")
             source = entry(item, "source", str, where, f"one of {', '.join(_FROM)}")
@@ -152,7 +153,11 @@ def _answers(turns: Sequence[Turn]) -> dict[int, tuple[int, int]]:
 def _actions(turn: Turn, index: int, ids: Mapping[tuple[int, int], str], thought: str | None) -> list[dict[str, Any]]:
     actions: list[dict[str, Any]] = []
     for n, call in enumerate(turn.tool_calls):
-        if call.name == _CODE and set(call.arguments) == {"language", "content"} and all(isinstance(v, str) for v in call.arguments.values()):
+        if (
+            call.name == _CODE
+            and set(call.arguments) == {"language", "content"}
+            and all(isinstance(v, str) for v in call.arguments.values())
+        ):
             action = {"class_": "code_action", **call.arguments, "description": None}
         else:
             action = {"class_": "api_action", "function": call.name, "kwargs": dict(call.arguments)}

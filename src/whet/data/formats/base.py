@@ -10,7 +10,7 @@ from whet.errors import WhetError
 from whet.types import Episode, Split, Stop, Task, Turn
 
 Outcome = Literal["success", "failure", "unknown"]
-UNKNOWN = "unknown"
+UNKNOWN: Outcome = "unknown"
 
 
 class RecordError(WhetError, ValueError):

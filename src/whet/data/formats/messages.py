@@ -100,6 +100,17 @@ def call_of(name: str, arguments: Any, call_id: str, where: str) -> ToolCall:
     return ToolCall(name=name, arguments=arguments, id=call_id)
 
 
+def read_tools(tools: Any) -> list[Any]:
+    """Schemas of tools: a list, its text as JSON, or null. Raises RecordError."""
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools) if tools.strip() else None
+        except ValueError as error:
+            raise RecordError(f"tools is a text that is not JSON ({error})") from None
+    found: list[Any] = [] if tools is None else expect(tools, list, "tools", "a list of tools, its text, or null")
+    return found
+
+
 def write_messages(
     turns: Sequence[Turn], reasoning: Mapping[int, str], *, arguments: Literal["text", "object"], offset: int = 0
 ) -> list[dict[str, Any]]:

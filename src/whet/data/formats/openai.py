@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from whet.data.formats.base import Format, Origin, RecordError, answered, entry, expect, reasoning_of, said, schemas_of
-from whet.data.formats.messages import read_messages, write_messages
+from whet.data.formats.base import Format, Origin, RecordError, answered, entry, reasoning_of, said, schemas_of
+from whet.data.formats.messages import read_messages, read_tools, write_messages
 from whet.types import Episode
 
 
@@ -20,10 +20,9 @@ def _read(record: Any, origin: Origin) -> tuple[Episode, ...]:
     turns, reasoning = read_messages(entry(record, "messages", list, "", "a list of messages"), "messages")
     if not turns:
         raise RecordError("messages is empty; expected at least one message")
-    schemas = record.get("tools")
-    if schemas is None and isinstance(record.get("functions"), list):  # the older form
+    schemas = read_tools(record.get("tools"))
+    if not schemas and isinstance(record.get("functions"), list):  # the older form
         schemas = [{"type": "function", "function": function} for function in record["functions"]]
-    schemas = [] if schemas is None else expect(schemas, list, "tools", "a list of tools, or null")
     return (origin.episode(answered(turns, ids=False), tags=said(schemas, reasoning)),)
 
 

@@ -31,7 +31,7 @@ def _read(record: Any, origin: Origin) -> tuple[Episode, ...]:
 
 def _write(episodes: Sequence[Episode]) -> dict[str, Any]:
     (episode,) = episodes
-    return {"whet": SCHEMA_VERSION} | json.loads(encode(episode))
+    return {"whet": SCHEMA_VERSION, **json.loads(encode(episode))}
 
 
 FORMAT = Format(

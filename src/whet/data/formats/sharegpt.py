@@ -11,8 +11,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from whet.data.formats.base import Format, Origin, RecordError, answered, entry, expect, said, schemas_of, shown
-from whet.data.formats.messages import call_of
+from whet.data.formats.base import Format, Origin, RecordError, answered, entry, expect, said, schemas_of
+from whet.data.formats.messages import call_of, read_tools
 from whet.policies.chat import read_calls
 from whet.types import Episode, Role, ToolCall, Turn
 
@@ -73,16 +73,8 @@ def _calls(value: str, where: str) -> tuple[ToolCall, ...]:
 
 
 def _schemas(tools: Any) -> list[Any]:
-    if isinstance(tools, str):
-        try:
-            tools = json.loads(tools) if tools.strip() else None
-        except ValueError as error:
-            raise RecordError(f"tools is a text that is not JSON ({error})") from None
-    if tools is None:
-        return []
-    if not isinstance(tools, list):
-        raise RecordError(f"tools is {shown(tools)}; expected a list of tools as text")
-    return [{"type": "function", "function": tool} if isinstance(tool, dict) and "function" not in tool else tool for tool in tools]
+    found = read_tools(tools)
+    return [{"type": "function", "function": tool} if isinstance(tool, dict) and "function" not in tool else tool for tool in found]
 
 
 def _write(episodes: Sequence[Episode]) -> dict[str, Any]:

@@ -7,13 +7,12 @@ text in the column `whet`, which trainers leave out.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from whet.data.formats.base import Format, Origin, RecordError, answered, entry, expect, reasoning_of, said, schemas_of, shown
-from whet.data.formats.messages import opening, read_messages, write_messages
+from whet.data.formats.base import Format, Origin, Outcome, RecordError, answered, entry, expect, reasoning_of, said, schemas_of
+from whet.data.formats.messages import opening, read_messages, read_tools, write_messages
 from whet.runs.codec import to_json
 from whet.types import Episode, Turn
 
@@ -24,7 +23,7 @@ def _read_messages(record: Any, origin: Origin) -> tuple[Episode, ...]:
     turns, reasoning = read_messages(entry(record, "messages", list, "", "a list of messages"), "messages")
     if not turns:
         raise RecordError("messages is empty; expected at least one message")
-    return (origin.episode(_linked(turns), tags=said(_schemas(record), reasoning)),)
+    return (origin.episode(_linked(turns), tags=said(read_tools(record.get("tools")), reasoning)),)
 
 
 def _write_messages(episodes: Sequence[Episode]) -> dict[str, Any]:
@@ -34,9 +33,9 @@ def _write_messages(episodes: Sequence[Episode]) -> dict[str, Any]:
 
 def _read_completion(record: Any, origin: Origin) -> tuple[Episode, ...]:
     turns, reasoning = _conversation(record, "prompt", "completion")
-    outcome = {True: "success", False: "failure"}.get(record["label"]) if isinstance(record.get("label"), bool) else None
-    known = origin if outcome is None else replace(origin, outcome=outcome)
-    return (known.episode(turns, tags=said(_schemas(record), reasoning)),)
+    if isinstance(record.get("label"), bool):
+        origin = replace(origin, outcome="success" if record["label"] else "failure")
+    return (origin.episode(turns, tags=said(read_tools(record.get("tools")), reasoning)),)
 
 
 def _write_completion(episodes: Sequence[Episode]) -> dict[str, Any]:
@@ -48,9 +47,10 @@ def _write_completion(episodes: Sequence[Episode]) -> dict[str, Any]:
 
 def _read_preference(record: Any, origin: Origin) -> tuple[Episode, ...]:
     pair = []
-    for key, outcome in (("chosen", "success"), ("rejected", "failure")):
+    sides: tuple[tuple[str, Outcome], ...] = (("chosen", "success"), ("rejected", "failure"))
+    for key, outcome in sides:
         turns, reasoning = _conversation(record, "prompt", key)
-        of_side = replace(origin, outcome=outcome).episode(turns, tags=said(_schemas(record), reasoning))
+        of_side = replace(origin, outcome=outcome).episode(turns, tags=said(read_tools(record.get("tools")), reasoning))
         pair.append(replace(of_side, id=f"{of_side.id}/{key}"))
     return tuple(pair)
 
@@ -108,16 +108,14 @@ def _tools(episode: Episode) -> dict[str, str]:
     return {"tools": to_json(schemas)} if schemas else {}
 
 
-def _schemas(record: Any) -> list[Any]:
-    found = record.get("tools")
-    if isinstance(found, str):
-        try:
-            found = json.loads(found) if found else None
-        except ValueError as error:
-            raise RecordError(f"tools is a text that is not JSON ({error})") from None
-    if found is not None and not isinstance(found, list):
-        raise RecordError(f"tools is {shown(found)}; expected a list of tools, or its text")
-    return found or []
+def _recognises(record: Any) -> bool:
+    """Messages that OpenAI's chat format does not have in this way: with objects as arguments, with tools as text."""
+    if not isinstance(record, dict) or not isinstance(record.get("messages"), list):
+        return False
+    calls = [call for message in record["messages"] if isinstance(message, dict) for call in message.get("tool_calls") or ()]
+    functions = [call.get("function", call) for call in calls if isinstance(call, dict)]
+    objects = any(isinstance(f.get("arguments"), dict) for f in functions if isinstance(f, dict))
+    return objects or isinstance(record.get("tools"), str) or isinstance(record.get("whet"), str)
 
 
 def _has(*keys: str) -> Callable[[Any], bool]:
@@ -127,7 +125,7 @@ def _has(*keys: str) -> Callable[[Any], bool]:
 MESSAGES = Format(
     name="trl",
     title="TRL, language modelling: messages, for SFTTrainer",
-    recognises=_has("messages"),
+    recognises=_recognises,
     read=_read_messages,
     write=_write_messages,
     extension=("whet",),
