@@ -279,8 +279,8 @@ def _shown(task: Task, env: EnvFactory) -> str:
             turns = await seen if inspect.isawaitable(seen) else seen
             return turns if isinstance(turns, str) else "\n".join(turn.content for turn in turns if turn.role != "system")
         finally:
-            closing: Any = made.close()
-            if inspect.isawaitable(closing):
+            close: Callable[[], Any] = made.close
+            if inspect.isawaitable(closing := close()):
                 await closing
 
     return run_sync(look())

@@ -141,11 +141,11 @@ def _write(episodes: Sequence[Episode]) -> dict[str, Any]:
 
 
 def _answers(turns: Sequence[Turn]) -> dict[int, tuple[int, int]]:
-    """The calls that observations answer. The schema wants one for the last call of a turn, whoever spoke next."""
+    """The calls that observations answer. What follows the last call of a turn must be its result, says the schema."""
     answers = links(turns)
     for i, turn in enumerate(turns[:-1]):
         last = (i, len(turn.tool_calls) - 1)
-        if turn.tool_calls and turns[i + 1].role != "assistant" and i + 1 not in answers and last not in answers.values():
+        if turn.trained and turn.tool_calls and turns[i + 1].role != "assistant" and last not in answers.values():
             answers[i + 1] = last
     return answers
 

@@ -139,16 +139,21 @@ def _take(form: Format, record: Any) -> tuple[Any, Any]:
     place = record.get(key)
     if not isinstance(place, dict) or rest[0] not in place:
         return None, record
-    left = {k: v for k, v in place.items() if k != rest[0]}
+    found, left = place[rest[0]], {k: v for k, v in place.items() if k != rest[0]}
     kept = {k: v for k, v in record.items() if k != key} | ({key: left} if left else {})
-    return place[rest[0]], kept
+    if not left and isinstance(found, dict) and "instead" in found:
+        kept[key] = found["instead"]
+    return found, kept
 
 
 def _put(form: Format, record: dict[str, Any], extension: Any) -> dict[str, Any]:
     key, *rest = form.extension
     if not rest:
         return {**record, key: to_json(extension) if form.as_text else extension}
-    return {**record, key: {**record.get(key, {}), rest[0]: extension}}
+    place = record.get(key)
+    if key in record and not place or not isinstance(place, (dict, type(None))):
+        return {**record, key: {rest[0]: {**extension, "instead": place}}}
+    return {**record, key: {**(place or {}), rest[0]: extension}}
 
 
 def _lost(base: dict[str, Any], episode: dict[str, Any]) -> set[str]:
