@@ -202,7 +202,8 @@ def _elements(path: Path, start: Place) -> Iterator[Item]:
         file.seek(start.offset)
         window, at = _Window(file, start.offset, start.line), start
         if start.offset == 0:
-            window.more()
+            while len(window.data) < len(_BOM) and window.more():
+                pass
             if window.data.startswith(_BOM):
                 window.take(len(_BOM))
             if (first := window.skip(_SPACE)) != b"[":
