@@ -174,7 +174,7 @@ def test_near_counts_what_exact_does_and_looks_past_system_prompts() -> None:
         filters.deduplicate(near=0.8), prompted("a", long), prompted("b", long), prompted("c", f"{long} end"), prompted("d", long[::-1])
     )
     assert found == [None, "duplicate", "similar by 0.8 or more", None]
-    with pytest.raises(ConfigError, match="near is 1.5"):
+    with pytest.raises(ConfigError, match=r"near is 1\.5"):
         filters.deduplicate(near=1.5)
 
 

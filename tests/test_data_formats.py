@@ -17,6 +17,7 @@ from whet.data import formats, parquet
 from whet.data.formats import Origin, RecordError, dump, get, load
 from whet.data.formats.difference import apply, difference
 from whet.data.formats.exact import ORIGINAL, forked, walks
+from whet.data.formats.messages import opening
 from whet.runs.codec import decode, encode
 from whet.types import Cost, Episode, Stop, Task, ToolCall, Turn, chain
 
@@ -147,11 +148,8 @@ def test_any_conversation_comes_back_equal(name: str) -> None:
     @SLOWLY
     @given(trajectories.episodes(least=1, forks=False))
     def check(episode: Episode) -> None:
-        try:
-            record, lost = dump(form, [episode])
-        except RecordError as error:
-            assert name == "trl-completion", error
-            assume(False)
+        assume(name == "trl" or 0 < opening(episode.turns) < len(episode.turns))
+        record, lost = dump(form, [episode])
         assert not lost
         assert load(form, through_json(record), HERE) == (sourced(episode),)
 
@@ -182,8 +180,16 @@ def test_lone_surrogates_and_huge_integers_come_back_from_parquet(tmp_path: Any)
 
     odd = [
         Episode(id="\ud800", task=Task(id="t", env="e", split="train"), turns=(Turn(role="user", content="\udfff"),), stop=Stop.TRUNCATED),
-        Episode(id="a", task=Task(id="\udc00", env="e", split="dev"), turns=(Turn(role="assistant", tokens=(2**70,)),), stop=Stop.ERROR, error="\ud800"),
-        Episode(id="b", task=Task(id="t", env="e", split="train", seed=2**63), turns=(Turn(role="user"),), stop=Stop.TERMINATED, success=True),
+        Episode(
+            id="a",
+            task=Task(id="\udc00", env="e", split="dev"),
+            turns=(Turn(role="assistant", tokens=(2**70,)),),
+            stop=Stop.ERROR,
+            error="\ud800",
+        ),
+        Episode(
+            id="b", task=Task(id="t", env="e", split="train", seed=2**63), turns=(Turn(role="user"),), stop=Stop.TERMINATED, success=True
+        ),
     ]
     with open_target(tmp_path / "x.parquet") as write:
         for episode in odd:
@@ -222,13 +228,20 @@ def test_what_no_loss_names_comes_back(name: str) -> None:
         for kind, of in kinds.items():
             if kind not in lost:
                 ours, theirs = of(episode), of(back)
-                default = of(Episode(id="", task=Task(id="", env="", split="train"), turns=tuple(Turn(role="user") for _ in episode.turns), stop=Stop.TERMINATED))
+                default = of(
+                    Episode(
+                        id="",
+                        task=Task(id="", env="", split="train"),
+                        turns=tuple(Turn(role="user") for _ in episode.turns),
+                        stop=Stop.TERMINATED,
+                    )
+                )
                 if kind in ("tool schemas", "reasoning"):
                     assert not ours or ours == theirs, kind
                 elif isinstance(ours, tuple):
-                    assert all(a == b or a == d for a, b, d in zip(ours, theirs, default)), (kind, ours, theirs)
+                    assert all(a in (b, d) for a, b, d in zip(ours, theirs, default)), (kind, ours, theirs)
                 else:
-                    assert all(a == b or a == d or not a for a, b, d in zip(ours, theirs, default)), (kind, ours, theirs)
+                    assert all(a in (b, d) or not a for a, b, d in zip(ours, theirs, default)), (kind, ours, theirs)
 
     check()
 
@@ -369,7 +382,11 @@ def test_a_chat_is_understood() -> None:
         ("openai", {"role": "user", "content": "x"}, "this is a message; expected a conversation"),
         ("openai", {"messages": [{"content": "x"}]}, r"messages\[0\] has no 'role'"),
         ("openai", {"messages": [{"role": "robot"}]}, r"messages\[0\].role is 'robot'; expected one of system"),
-        ("openai", {"messages": [{"role": "user", "content": 5}]}, r"messages\[0\].content is 5 \(int\); expected a string, a list of parts"),
+        (
+            "openai",
+            {"messages": [{"role": "user", "content": 5}]},
+            r"messages\[0\].content is 5 \(int\); expected a string, a list of parts",
+        ),
         ("openai", {"messages": [{"role": "user", "content": ["x"]}]}, r"messages\[0\].content\[0\] is 'x'"),
         ("openai", {"messages": [{"role": "assistant", "tool_calls": [{"id": "a"}]}]}, r"messages\[0\].tool_calls\[0\] has no 'function'"),
         ("openai", {"messages": [{"role": "user", "content": "x"}], "tools": 3}, "tools is 3"),
@@ -413,7 +430,7 @@ def test_formats_are_told_apart(name: str, record: Any) -> None:
 
 def test_nothing_known_is_no_format() -> None:
     assert formats.detect([{"a": 1}, 5, "x", [], None]) is None
-    with pytest.raises(RecordError, match="unknown format 'openia'. Did you mean 'openai'"):
+    with pytest.raises(RecordError, match=r"unknown format 'openia'\. Did you mean 'openai'"):
         get("openia")
 
 

@@ -9,7 +9,6 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,9 @@ def write_lines(path: Path, rows: list[Any]) -> Path:
 @given(st.lists(trajectories.values, max_size=6), st.sampled_from([None, 0, 2]), st.integers(1, 40), st.booleans())
 def test_a_list_is_split_wherever_chunks_end(tmp_path_factory: Any, rows: list[Any], indent: int | None, chunk: int, bom: bool) -> None:
     path = tmp_path_factory.mktemp("x") / "x.json"
-    path.write_text(("\ufeff" if bom else "") + json.dumps(rows, indent=indent, ensure_ascii=False), encoding="utf-8", errors="surrogatepass")
+    path.write_text(
+        ("\ufeff" if bom else "") + json.dumps(rows, indent=indent, ensure_ascii=False), encoding="utf-8", errors="surrogatepass"
+    )
     before, records._CHUNK = records._CHUNK, chunk
     try:
         items = list(open_source(path).read(Place()))
@@ -300,7 +301,7 @@ def test_gzip_and_a_list_of_openai_messages_come_back_equal(tmp_path: Path) -> N
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with train episodes of an expert and of chance, and an evaluation on test tasks."""
     path = tmp_path_factory.mktemp("runs") / "first"
     env = load_env("search:hops=2")
@@ -308,7 +309,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for actor, tag in (("expert", "experts"), ("random", "chance")):
             rollout(Agent(load_policy(actor)), env, env.tasks("train", 6), run=made, tag=tag)
         rollout(Agent(load_policy("expert")), env, env.tasks("test", 3), run=made, tag="eval/end", allow_test=True)
-    yield path
+    return path
 
 
 def test_every_episode_says_where_it_is_from(run: Path) -> None:

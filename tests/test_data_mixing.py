@@ -109,7 +109,7 @@ def test_rehearsal_keeps_all_that_is_new_and_some_of_what_was() -> None:
     [
         (lambda: mixed([1], [2], 0), "batch size is 0"),
         (lambda: mixed([1], [2], 1, eta=1.5), "eta is 1.5"),
-        (lambda: flat(mixed([], [2], 1)), "source 0 has the weight 0.2 and no rows"),
+        (lambda: list(mixed([], [2], 1)), "source 0 has the weight 0.2 and no rows"),
         (lambda: draw([1, 1], [1], n=1), "2 sources and 1 weights"),
         (lambda: draw([1, 1], [0, 0], n=1), "expected numbers of at least 0, not all 0"),
         (lambda: draw([1], [math.nan], n=1), "expected numbers of at least 0"),
@@ -119,9 +119,7 @@ def test_rehearsal_keeps_all_that_is_new_and_some_of_what_was() -> None:
 )
 def test_what_cannot_be_drawn_is_refused(make: Any, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
-        made = make()
-        if why.startswith("source"):
-            list(made)
+        make()
 
 
 def test_mixtures_with_one_source_only() -> None:

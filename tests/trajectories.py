@@ -10,13 +10,15 @@ from hypothesis import strategies as st
 from whet.types import Cost, Episode, Stop, Task, ToolCall, Turn
 
 text = st.text(max_size=12)
-words = st.text(alphabet="ab <>\n{}\"\\é", max_size=12)
+words = st.text(alphabet='ab <>\n{}"\\é', max_size=12)
 names = st.text(alphabet="abcdefgh_", min_size=1, max_size=8)
 numbers = st.floats(allow_nan=False)
 scalars = st.none() | st.booleans() | st.integers(-9, 9) | numbers | text
 values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(names, inner, max_size=2), max_leaves=4)
 objects = st.dictionaries(names, values, max_size=3)
-schemas = st.builds(lambda name, about: {"type": "function", "function": {"name": name, "description": about, "parameters": {}}}, names, text)
+schemas = st.builds(
+    lambda name, about: {"type": "function", "function": {"name": name, "description": about, "parameters": {}}}, names, text
+)
 
 
 # -- episodes ------------------------------------------------------------------------------------------------------------
@@ -87,7 +89,8 @@ def episodes(least: int = 0, forks: bool = True) -> st.SearchStrategy[Episode]:
 
 extra = st.dictionaries(st.sampled_from(["score", "note", "meta"]), values, max_size=2)
 parts = st.lists(
-    st.builds(lambda t: {"type": "text", "text": t}, words) | st.just({"type": "image_url", "image_url": {"url": "http://x/y.png"}}), max_size=2
+    st.builds(lambda t: {"type": "text", "text": t}, words) | st.just({"type": "image_url", "image_url": {"url": "http://x/y.png"}}),
+    max_size=2,
 )
 
 
@@ -188,7 +191,9 @@ def adp() -> st.SearchStrategy[dict[str, Any]]:
     link = st.none() | st.sampled_from(["c1", "c2"])
     reward = st.none() | st.integers(0, 3) | numbers
     api = st.builds(
-        lambda f, k, d, t, r, p: _with({"class_": "api_action", "function": f, "kwargs": k, "description": d}, tool_call_id=t, reasoning_content=r, reward=p),
+        lambda f, k, d, t, r, p: _with(
+            {"class_": "api_action", "function": f, "kwargs": k, "description": d}, tool_call_id=t, reasoning_content=r, reward=p
+        ),
         names,
         objects,
         about,
@@ -197,7 +202,10 @@ def adp() -> st.SearchStrategy[dict[str, Any]]:
         reward,
     )
     code = st.builds(
-        lambda c, d, t: _with({"class_": "code_action", "language": "python", "content": c, "description": d}, tool_call_id=t), words, about, link
+        lambda c, d, t: _with({"class_": "code_action", "language": "python", "content": c, "description": d}, tool_call_id=t),
+        words,
+        about,
+        link,
     )
     message = st.builds(lambda c, d, p: _with({"class_": "message_action", "content": c}, description=d, reward=p), words, about, reward)
     seen = st.builds(
@@ -230,19 +238,27 @@ def atif() -> st.SearchStrategy[dict[str, Any]]:
         max_size=2,
     )
     call = st.builds(
-        lambda i, f, a, x: _with({"tool_call_id": i, "function_name": f, "arguments": a}, extra=x), st.sampled_from("ab"), names, objects, st.none() | objects
+        lambda i, f, a, x: _with({"tool_call_id": i, "function_name": f, "arguments": a}, extra=x),
+        st.sampled_from("ab"),
+        names,
+        objects,
+        st.none() | objects,
     )
     result = st.builds(lambda i, c: _with({"content": c}, source_call_id=i), st.none() | st.sampled_from("ab"), content)
     tokens = st.lists(st.tuples(st.integers(0, 9), numbers), max_size=3)
     metrics = st.builds(
-        lambda t, p, c: _with({}, completion_token_ids=[i for i, _ in t] or None, logprobs=[x for _, x in t] or None, prompt_tokens=p, cost_usd=c),
+        lambda t, p, c: _with(
+            {}, completion_token_ids=[i for i, _ in t] or None, logprobs=[x for _, x in t] or None, prompt_tokens=p, cost_usd=c
+        ),
         tokens,
         st.none() | st.integers(0, 9),
         st.none() | st.floats(0, 1),
     )
     observation = st.lists(result, max_size=2).map(lambda r: {"results": r})
     agent = st.builds(
-        lambda m, r, c, o, x, n: _with({"source": "agent", "message": m}, reasoning_content=r, tool_calls=c, observation=o, metrics=x, llm_call_count=n),
+        lambda m, r, c, o, x, n: _with(
+            {"source": "agent", "message": m}, reasoning_content=r, tool_calls=c, observation=o, metrics=x, llm_call_count=n
+        ),
         content,
         st.none() | words,
         st.none() | st.lists(call, max_size=2),
@@ -258,7 +274,9 @@ def atif() -> st.SearchStrategy[dict[str, Any]]:
     )
     steps = st.lists(agent | other, min_size=1, max_size=4).map(lambda found: [{"step_id": i, **step} for i, step in enumerate(found, 1)])
     return st.builds(
-        lambda v, n, who, steps, m, x: _with({"schema_version": v, "agent": who, "steps": steps}, trajectory_id=n, final_metrics=m, extra=x),
+        lambda v, n, who, steps, m, x: _with(
+            {"schema_version": v, "agent": who, "steps": steps}, trajectory_id=n, final_metrics=m, extra=x
+        ),
         st.sampled_from(["ATIF-v1.8", "ATIF-v1.5"]),
         st.none() | names,
         st.builds(lambda t: _with({"name": "terminus", "version": "2"}, tool_definitions=t), st.none() | st.lists(schemas, max_size=2)),

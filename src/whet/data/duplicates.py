@@ -7,11 +7,14 @@ with probability 0.9999, one that is 0.8 similar with probability 0.95. A text t
 
 from __future__ import annotations
 
+import functools
 import re
 import zlib
 from array import array
 
 import numpy as np
+
+from whet.seeding import derive_seed
 
 _HASHES, _BANDS = 128, 16
 _WIDTH = 5
@@ -22,7 +25,6 @@ _WORD = re.compile(r"\w+")
 _RNG = np.random.default_rng(20240607)
 _MULTIPLY = _RNG.integers(0, 2**31, (_HASHES, 1), dtype=np.uint32) * np.uint32(2) + np.uint32(1)
 _ADD = _RNG.integers(0, 2**32, (_HASHES, 1), dtype=np.uint32)
-_POWERS = _RNG.integers(1, 2**63, 64, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 
 
 def words(text: str) -> list[str]:
@@ -36,10 +38,17 @@ def runs(found: list[str], width: int) -> np.ndarray:
     if not width:
         return np.zeros(0, dtype=np.uint64)
     each = np.fromiter((zlib.crc32(word.encode("utf-8", "replace")) for word in found), dtype=np.uint64, count=len(found))
+    each = _mixed(each + np.uint64(1))
     total = np.zeros(len(found) - width + 1, dtype=np.uint64)
     for i in range(width):
-        total += _mixed(each[i : i + len(total)] + np.uint64(i)) * _POWERS[i % len(_POWERS)]
+        total += each[i : i + len(total)] * _factor(i)
     return _mixed(total)
+
+
+@functools.cache
+def _factor(place: int) -> np.uint64:
+    """An odd factor for each place of a run, so that the same words in another order are another run."""
+    return np.uint64(derive_seed("run", place) | 1)
 
 
 def _mixed(value: np.ndarray) -> np.ndarray:

@@ -242,14 +242,15 @@ def no_overlap(held_out: Iterable[Task | Episode | str], *, n: int = 13, env: En
             grams.setdefault(min(n, len(found)), set()).update(runs(found, n).tolist())
     if not grams:
         raise ConfigError(f"no held-out text has {min(n, shortest)} words or more, so nothing could overlap with one")
-    known = {width: np.array(sorted(some), dtype=np.uint64) for width, some in grams.items()}
 
     def check(episode: Episode) -> str | None:
-        for turn in episode.turns:
-            found = words(_said(turn))
-            for width, some in known.items():
-                if len(found) >= width and len(at := np.flatnonzero(np.isin(runs(found, width), some))):
-                    return f"overlaps a held-out task: {' '.join(found[at[0] : at[0] + width])}"
+        # a word that no text has keeps runs from going on from one turn to the next
+        found = [word for turn in episode.turns for word in (*words(_said(turn)), "")]
+        for width, known in grams.items():
+            own = runs(found, width).tolist() if len(found) >= width else []
+            if not known.isdisjoint(own):
+                at = next(i for i, gram in enumerate(own) if gram in known)
+                return f"overlaps a held-out task: {' '.join(found[at : at + width])}"
         return None
 
     return rule(f"no_overlap(n={n})", check)

@@ -151,7 +151,7 @@ def _put(form: Format, record: dict[str, Any], extension: Any) -> dict[str, Any]
     if not rest:
         return {**record, key: to_json(extension) if form.as_text else extension}
     place = record.get(key)
-    if key in record and not place or not isinstance(place, (dict, type(None))):
+    if (key in record and not place) or not isinstance(place, (dict, type(None))):
         return {**record, key: {rest[0]: {**extension, "instead": place}}}
     return {**record, key: {**(place or {}), rest[0]: extension}}
 
