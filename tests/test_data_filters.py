@@ -200,8 +200,9 @@ def test_a_run_of_words_of_a_held_out_task_is_found_wherever_it_stands() -> None
         episode("c", ToolCall(name="search", arguments={"q": secret})),
         episode("d", asked=" ".join(secret.split()[:12])),
         episode("e", "too short"),
+        episode("f", " ".join(secret.split()[:8]), " ".join(secret.split()[8:])),
     )
-    assert [bool(reason) for reason in found] == [True, True, True, False, False]
+    assert [bool(reason) for reason in found] == [True, True, True, False, False, False]
     assert found[0] == "overlaps a held-out task: who was the teacher of the boss of the friend of rosa in"
     shorter = filters.no_overlap(["what is seven times nine today"], n=13)
     assert reasons(shorter, episode("a", asked="So what is seven times nine, today?"), episode("b", asked="what is seven times")) == [

@@ -21,6 +21,7 @@ import trajectories
 from commandline import done, message, start, until, whet
 from test_data_formats import CHAT, ROLLED
 from whet.agents import Agent
+from whet.cli.bar import Bar
 from whet.data import records
 from whet.data.exporting import export
 from whet.data.formats import Origin
@@ -295,6 +296,56 @@ def test_gzip_and_a_list_of_openai_messages_come_back_equal(tmp_path: Path) -> N
     assert json.loads((tmp_path / "out.json").read_text()) == rows
     with gzip.open(tmp_path / "out.jsonl.gz", "rt") as file:
         assert [json.loads(line) for line in file] == rows
+
+
+def test_anybodys_parquet(tmp_path: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    calling = {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}],
+    }
+    rows = [chat(i) for i in range(300)]
+    rows[1] = {"messages": [{"role": "user", "content": "add"}, calling], "tools": "[]"}
+    rows[7] = {"messages": []}
+    pq.write_table(pa.Table.from_pylist([rows[1], *rows]), tmp_path / "x.parquet", row_group_size=50)
+    result = whet("data", "import", "x.db", "x.parquet", cwd=tmp_path)
+    assert result.returncode == 3
+    assert result.stderr == "x.parquet, row 9: messages is empty; expected at least one message\n"
+    episodes = list(EpisodeStore(tmp_path / "x.db", read_only=True).load())
+    assert len(episodes) == 300
+    assert episodes[0].turns[1].tool_calls[0].arguments == {"a": 1}
+    assert [t.content for t in episodes[-1].turns] == ["is 299 a number?", "yes"]
+    source = open_source(tmp_path / "x.parquet")
+    items = list(source.read(Place()))
+    for start in (0, 49, 50, 51, 301):
+        assert [item.line for item in source.read(items[start - 1].after if start else Place())] == list(range(start + 1, 302))
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for place in ("a", "b"):
+        with Run.create(tmp_path / place / "sft", {"seed": 0}, quiet=True) as run:
+            run.save_episodes([replace(ROLLED, id=place)], "t")
+    done("data", "import", "x.db", "a/sft", cwd=tmp_path)
+    assert "Give it another name (--source NAME)" in message(whet("data", "import", "x.db", "b/sft", cwd=tmp_path))
+    done("data", "import", "x.db", "b/sft", "--source", "b", cwd=tmp_path)
+    episodes = list(EpisodeStore(tmp_path / "x.db", read_only=True).load("t"))
+    assert [(e.id, e.tags["source"]) for e in episodes] == [("a", "sft"), ("b", "b")]
+
+
+def test_the_bar_of_a_long_import(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setattr("whet.cli.bar._AFTER", 0.0)
+    monkeypatch.setattr("whet.cli.bar._EVERY", 0.0)
+    with Bar("import x.jsonl") as bar:
+        bar.update(30, 100, "12 episodes")
+        bar.note("x.jsonl, line 2: [bold] oops")
+        bar.update(60, 100, "24 episodes")
+    shown = capsys.readouterr().err
+    assert "import x.jsonl" in shown
+    assert "30%" in shown
+    assert "x.jsonl, line 2: [bold] oops" in shown
 
 
 # -- rollouts and their provenance ---------------------------------------------------------------------------------------

@@ -152,13 +152,14 @@ class Complaints:
 
     def __init__(self, file: str, bar: Bar) -> None:
         self._file, self._bar, self._n = file, bar, 0
+        self._unit = "line" if ".json" in file else "row"
 
     def __call__(self, line: int, why: str) -> None:
         self._n += 1
         if self._n <= _SHOWN:
             from whet.data.text import plain
 
-            self._bar.note(plain(f"{self._file}, line {line}: {why}").replace("\n", " "))
+            self._bar.note(plain(f"{self._file}, {self._unit} {line}: {why}").replace("\n", " "))
 
     def end(self) -> None:
         if self._n > _SHOWN:

@@ -203,7 +203,7 @@ def deduplicate(near: float | None = None) -> Filter:
     """Keeps the first of episodes with the same conversation; with `near`, of those at least that similar.
 
     Similarity is the Jaccard index of runs of five words (see `whet.data.duplicates`), over everything but system prompts;
-    it is in (0, 1]. Remembers 0.1 kB of each kept episode, with `near` 0.7 kB. Raises ConfigError for another `near`.
+    it is in (0, 1]. Remembers 0.1 kB of each kept episode, with `near` 1.5 kB. Raises ConfigError for another `near`.
     """
     if near is not None and not 0 < near <= 1:
         raise ConfigError(f"near is {near!r}; expected a similarity in (0, 1], such as 0.8")

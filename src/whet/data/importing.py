@@ -15,7 +15,7 @@ from typing import Any
 
 from whet.data import formats
 from whet.data.formats import Format, Origin, RecordError
-from whet.data.formats.base import shown
+from whet.data.formats.base import shown, sourced
 from whet.data.records import Item, Place, Source, open_source
 from whet.errors import ConfigError, StorageError
 from whet.runs import EpisodeStore
@@ -155,7 +155,7 @@ def _detected(source: Source, page: Sequence[Item]) -> Format:
 def _episodes(item: Item, form: Format, origin: Origin, report: Report, on_bad: Callable[[int, str], None] | None) -> Sequence[Episode]:
     """The episodes of an item; none, and a note in the report, where it cannot be read."""
     if isinstance(item.record, Episode):
-        return (item.record,)
+        return (sourced(item.record, origin.source),)
     why = item.error
     if why is None:
         try:

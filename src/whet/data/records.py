@@ -11,11 +11,11 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
-from whet.errors import ConfigError, missing_extra
+from whet.errors import CheckpointError, ConfigError, missing_extra
 
 MOST = 1 << 28
 """Bytes of one record; more is taken for damage."""
@@ -95,7 +95,10 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def _mark(path: Path, offset: int) -> str:
-    with _open(path) as file:
+    if path.suffix == ".gz":  # looking back would mean to unpack everything again
+        with open(path, "rb") as packed:
+            return f"{path.stat().st_size}/{hashlib.blake2b(packed.read(_HEAD), digest_size=16).hexdigest()}"
+    with open(path, "rb") as file:
         head = file.read(min(_HEAD, offset))
         file.seek(max(0, offset - _TAIL))
         tail = file.read(min(_TAIL, offset))
@@ -294,19 +297,18 @@ def _stored(path: Path) -> Source:
     from whet.runs import EpisodeStore
 
     store = EpisodeStore(path, read_only=True)
-    name = path.parent.name if path.name == "episodes.db" else path.name
 
     def read(start: Place) -> Iterator[Item]:
         number = start.number
         for row, tag, episode in store.rows(after=start.offset):
             number += 1
-            known = episode if "source" in episode.tags else replace(episode, tags={**episode.tags, "source": name})
-            yield Item(row, Place(row, row + 1, number), record=known, tag=tag)
+            yield Item(row, Place(row, row + 1, number), record=episode, tag=tag)
 
     def mark(offset: int) -> str:
-        if not offset:
+        try:
+            (_, first), (_, last) = store.at([next(iter(store.numbers()), 0), offset])
+        except CheckpointError:  # a run that was resumed may have lost its last rows
             return ""
-        first, last = store.at([store.numbers()[0]])[0][1], store.at([offset])[0][1]
         return hashlib.blake2b(f"{first.id}\0{last.id}\0{first.seed}\0{last.seed}".encode(errors="replace"), digest_size=16).hexdigest()
 
     return Source(path=path, size=store.position, read=read, mark=mark, unit="row")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from whet.data import formats
 from whet.data.formats import Origin, RecordError
+from whet.data.formats.base import sourced
 from whet.data.records import Place, open_source
-from whet.errors import CheckpointError, ConfigError
+from whet.errors import ConfigError
 from whet.runs import EpisodeStore
 from whet.runs.files import writing
 from whet.types import Episode, Split
@@ -74,7 +75,7 @@ class Stored:
 
     def known(self, episode: Episode) -> Episode:
         """The episode with its source."""
-        return episode if "source" in episode.tags else replace(episode, tags={**episode.tags, "source": self.name})
+        return sourced(episode, self.name)
 
     def _lines(self) -> Iterator[Episode]:
         form = formats.get("whet")
@@ -144,11 +145,3 @@ def writable(path: str | os.PathLike[str]) -> EpisodeStore:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     return EpisodeStore(path)
-
-
-def close(*stored: Stored) -> None:
-    """Let go of the files."""
-    for one in stored:
-        if one.store is not None:
-            with contextlib.suppress(CheckpointError):
-                one.store.close()

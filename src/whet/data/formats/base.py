@@ -97,6 +97,11 @@ class Format:
     """Whether records are episodes as they are, so that there is nothing to carry along."""
 
 
+def sourced(episode: Episode, source: str) -> Episode:
+    """The episode, with this source where it names none."""
+    return episode if "source" in episode.tags else replace(episode, tags={**episode.tags, "source": source})
+
+
 # -- checks --------------------------------------------------------------------------------------------------------------
 
 

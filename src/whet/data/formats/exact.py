@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from whet.data.formats.base import Format, Origin, RecordError, origin_of
+from whet.data.formats.base import Format, Origin, RecordError, origin_of, sourced
 from whet.data.formats.difference import apply, difference
 from whet.errors import CheckpointError
 from whet.runs.codec import decode, encode, to_json
@@ -52,7 +52,7 @@ def load(form: Format, record: Any, origin: Origin) -> tuple[Episode, ...]:
         episodes = form.read(standard, origin)
     else:
         episodes = _extended(form.read(standard, Origin()), extension)
-        episodes = tuple(e if "source" in e.tags else _tagged(e, source=origin.source) for e in episodes)
+        episodes = tuple(sourced(e, origin.source) for e in episodes)
     ours = form.write([linear(e) for e in episodes])
     rest = difference(ours, standard)
     head, *tail = episodes

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
-from whet.data.formats.base import Format, Origin, RecordError, expect
+from whet.data.formats.base import Format, Origin, RecordError, expect, sourced
 from whet.errors import CheckpointError
 from whet.runs.codec import decode, encode, to_json
 from whet.types import SCHEMA_VERSION, SPLITS, Episode
@@ -24,9 +23,7 @@ def _read(record: Any, origin: Origin) -> tuple[Episode, ...]:
         raise RecordError(f"the episode cannot be read: {error.__cause__!r}") from error
     if episode.task.split not in SPLITS:
         raise RecordError(f"task.split is {episode.task.split!r}; expected one of {', '.join(SPLITS)}")
-    if "source" in episode.tags:
-        return (episode,)
-    return (replace(episode, tags={**episode.tags, "source": origin.source}),)
+    return (sourced(episode, origin.source),)
 
 
 def _write(episodes: Sequence[Episode]) -> dict[str, Any]:
