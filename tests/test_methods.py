@@ -28,6 +28,7 @@ from whet.methods.reflexion import PROMPT, reflexion
 from whet.methods.rejection_sampling import successes
 from whet.policies import ScriptedPolicy, load_policy
 from whet.policies.base import Request
+from whet.policies.forms import quoted
 from whet.rollout import rollout
 from whet.runs import Run
 from whet.types import Data, Episode, Example, Group, Pair, Stop, Task, Turn, chain
@@ -39,6 +40,7 @@ CHEAP: dict[str, dict[str, Any]] = {
     "eto": {"iterations": 3, "samples": 2, "explore_temperature": 1.0, "lr": (3e-3,), "beta": (0.1,), "epochs": 1},
     "grpo": {"steps": 3, "tasks_per_step": 3, "group_size": 4, "lr": 1e-2},
     "reflexion": {"trials": 3, "reflector": "environment"},
+    "coevol": {"teacher": "random", "epochs": 3, "lr": 1e-2, "batch_size": 4},
 }
 """Options with which each method takes three steps within a second. A new method adds its own here."""
 
@@ -71,6 +73,16 @@ class Say(Env):
 
     def reflect(self, turns: tuple[Turn, ...]) -> str:
         return f"{len(turns)} turns did not help."
+
+    def role(self, role: str, turns: tuple[Turn, ...], rng: Any) -> str | None:
+        """An editor says the opposite, a judge is for `yes`, a contrarian against it; everybody else says his role."""
+        prompt, better = turns[-1].content, "no" if role == "contrarian" else "yes"
+        if role == "editor":
+            return "no" if quoted(prompt, "response") == "yes" else "yes"
+        if role in ("judge", "contrarian"):
+            a, b = (quoted(prompt, side).endswith(better) for side in "AB")
+            return "tie" if a == b else "A" if a else "B"
+        return role
 
 
 SAY = EnvFactory(Say)
