@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -39,12 +39,16 @@ class Agent(Generic[P_co]):
         if self.suffix:
             first = (*first[:-1], dataclasses.replace(first[-1], content=f"{first[-1].content}\n{self.suffix}"))
         notes = (*self.memory.get("", ()), *self.memory.get(task.id, ()))
-        if notes:
-            hints = "\n".join(f"Hint: {note}" for note in notes)
-            head = next((i for i, turn in enumerate(first) if turn.role == "user"), None)
-            if head is None:
-                first = (Turn(role="user", content=hints), *first)
-            else:
-                told = dataclasses.replace(first[head], content=f"{hints}\n{first[head].content}")
-                first = (*first[:head], told, *first[head + 1 :])
-        return ((Turn(role="system", content=system),) if system else ()) + first
+        return ((Turn(role="system", content=system),) if system else ()) + with_notes(first, notes)
+
+
+def with_notes(opening: tuple[Turn, ...], notes: Sequence[str]) -> tuple[Turn, ...]:
+    """The turns that open an episode with these notes before the first observation, as an agent's memory puts them there."""
+    if not notes:
+        return opening
+    hints = "\n".join(f"Hint: {note}" for note in notes)
+    head = next((i for i, turn in enumerate(opening) if turn.role == "user"), None)
+    if head is None:
+        return (Turn(role="user", content=hints), *opening)
+    told = dataclasses.replace(opening[head], content=f"{hints}\n{opening[head].content}", tokens=())
+    return (*opening[:head], told, *opening[head + 1 :])

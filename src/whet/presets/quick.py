@@ -31,6 +31,15 @@ QUICK: dict[str, dict[str, Any]] = {
         "epochs": 1,
     },
     "grpo": {"env": "search:hops=1-2", "train_tasks": 128, "steps": 16, "tasks_per_step": 8, "group_size": 8, "lr": 5e-4, "kl": 0.0},
+    "envisions": {
+        "env": "search:hops=1-2",
+        "train_tasks": 96,
+        "iterations": 3,
+        "samples": 3,
+        "restart": False,
+        "lr": 5e-4,
+        "batch_size": 16,
+    },
     "reflexion": {"env": "search:hops=1-2", "train_tasks": 64, "trials": 3, "reflector": "environment"},
     "coevol": {"env": "search:hops=1-3", "train_tasks": 64, "window": 8, "epochs": 4, "lr": 5e-4, "batch_size": 8},
 }
