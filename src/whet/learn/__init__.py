@@ -9,8 +9,9 @@ from whet.errors import missing_extra
 
 if TYPE_CHECKING:
     from whet.learn.credit import group_advantages, leave_one_out_advantages
-    from whet.learn.learner import Learner, Lora, with_reference
-    from whet.learn.losses import Loss, dpo, nll, policy_gradient
+    from whet.learn.learner import Learner, Lora
+    from whet.learn.losses import Loss, dpo, mito, nll, policy_gradient
+    from whet.learn.reference import with_divergences, with_reference
     from whet.learn.training import optimise
 
 _HOME = {
@@ -18,9 +19,11 @@ _HOME = {
     "leave_one_out_advantages": "credit",
     "Learner": "learner",
     "Lora": "learner",
-    "with_reference": "learner",
+    "with_divergences": "reference",
+    "with_reference": "reference",
     "Loss": "losses",
     "dpo": "losses",
+    "mito": "losses",
     "nll": "losses",
     "policy_gradient": "losses",
     "optimise": "training",
@@ -33,9 +36,11 @@ __all__ = [
     "dpo",
     "group_advantages",
     "leave_one_out_advantages",
+    "mito",
     "nll",
     "optimise",
     "policy_gradient",
+    "with_divergences",
     "with_reference",
 ]
 
