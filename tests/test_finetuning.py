@@ -617,7 +617,7 @@ def test_episodes_are_collected_once_in_the_life_of_a_run(tmp_path: Path) -> Non
         return act("", "answer", word=f"w{rng.randrange(9)}")
 
     agent = Agent(ScriptedPolicy(guess))
-    with pytest.raises(KeyboardInterrupt), Run.create(tmp_path / "run", {"seed": 0}, quiet=True) as run:
+    with pytest.raises(KeyboardInterrupt), Run.create(tmp_path / "run", {"seed": 0}, quiet=True) as run:  # noqa: PT012
         first = collect(agent, QUIZ, QUIZ.tasks("train", 12), n=2, run=run, tag="them")
         raise KeyboardInterrupt
     with Run.create(tmp_path / "run", {"seed": 0}, resume=True, quiet=True) as run:

@@ -56,7 +56,7 @@ def rows_of(episodes: Sequence[Episode], policy: HasChat, env: EnvFactory) -> li
     rows = [row for episode in episodes for row in to_examples(episode, policy, tools=env.of(episode.task).tools)]
     if not rows:
         raise ConfigError(
-            f"there is nothing to learn from: {len(episodes)} episodes are left, with no action in them; see what was dropped, and why"
+            f"there is nothing to learn from: {len(episodes)} episodes are left, without an action; see what was dropped, and why"
         )
     return rows
 

@@ -73,7 +73,7 @@ class AgentOhanaConfig:
         at_least(self, 0, "lr", "min_score")
         if len(set(self.sources)) != len(self.sources) or not self.sources or len(self.weights) not in (0, len(self.sources)):
             raise ConfigError(
-                f"sources is {self.sources} and weights is {self.weights}; expected different sources, and a weight for each or none"
+                f"sources is {self.sources} and weights is {self.weights}; expected different ones, and a weight for each or none"
             )
 
 

@@ -97,7 +97,7 @@ def hold_out(conversations: tuple[Episode, ...], n: int, seed: int) -> tuple[lis
     """The conversations to learn from, and `n` drawn from them to measure by. Raises ConfigError where nothing is left to learn from."""
     if n >= len(conversations):
         raise ConfigError(
-            f"held_out is {n} of {len(conversations)} general conversations; expected fewer, or more conversations (--general FILE)"
+            f"held_out is {n} of {len(conversations)} general conversations; expected fewer, or more of them (--general FILE)"
         )
     order = random.Random(seed).sample(conversations, len(conversations))
     return order[n:], order[:n]

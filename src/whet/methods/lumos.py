@@ -21,7 +21,7 @@ from whet import learn
 from whet.agents import Agent
 from whet.agents.plan_ground import PlanGround, grounded, to_grounder, to_planner
 from whet.config import at_least
-from whet.data import batches, rows_of
+from whet.data import batches, rows_of, to_examples
 from whet.envs.base import EnvFactory
 from whet.learn.lora import Lora
 from whet.methods import Parts, note_roles, player
@@ -71,22 +71,22 @@ def lumos(agent: Agent[Any], data: Data, *, env: EnvFactory, run: Run, cfg: Lumo
     note_roles(run, annotator=annotator)
 
     # Annotate.
-    for _ in run.steps(1, name="annotate"):
+    for _ in run.steps(1, name="annotate", practice=False):
         found = annotate(data.experts, annotator, env, run.seed("annotate"))
         run.save_episodes(found, "annotated")
         run.log(0, annotated=len(found), left_out=len(data.experts) - len(found))
     annotated = list(run.load_episodes("annotated"))
-    written = {
-        "planner": [replace(e, turns=to_planner(e.turns, iterative=cfg.iterative)) for e in annotated],
-        "grounder": [replace(e, turns=to_grounder(e.turns)) for e in annotated],
+    plans = [replace(e, turns=to_planner(e.turns, iterative=cfg.iterative)) for e in annotated]
+    rows_by_module = {
+        "planner": [row for plan in plans for row in to_examples(plan, agent.policy)],
+        "grounder": rows_of([replace(e, turns=to_grounder(e.turns)) for e in annotated], agent.policy, env),
     }
 
     # Train each module from the given policy.
     modules: dict[str, Policy] = {}
-    for module, conversations in written.items():
-        rows = rows_of(conversations, agent.policy, env if module == "grounder" else None)
+    for module, rows in rows_by_module.items():
         learner = learn.learner_for(agent.policy, cfg, per_epoch=-(-len(rows) // cfg.batch_size))
-        for epoch in run.steps(cfg.epochs, learner, name=module):
+        for epoch in run.steps(cfg.epochs, learner, name=module, practice=False):
             shuffled = batches(rows, cfg.batch_size, seed=run.seed(module, epoch))
             run.log(epoch, **learn.optimise(learner, shuffled, learn.nll()))
         modules[module] = learner.sample()
