@@ -20,7 +20,8 @@ pytest.importorskip("textworld_express")
 
 from textworld_express.constants import JAR_PATH
 
-from whet.envs.java import JavaEnv, JavaRaised, Servers
+from whet.envs.java import JavaEnv, Servers
+from whet.envs.jvm import JavaRaised
 from whet.errors import EnvError, MissingExtra
 
 INTERFACE = "textworldexpress.runtime.PythonInterface"

@@ -15,7 +15,7 @@ pytest.importorskip("textworld_express")
 from whet import Agent, check_env, load_env
 from whet.envs import Action
 from whet.envs.check import CHECKS
-from whet.envs.java import JavaRaised
+from whet.envs.jvm import JavaRaised
 from whet.envs.textworldexpress import FIRST_SEED, PARAMETERS, SEEDS, TextWorldExpress, shorten
 from whet.errors import ConfigError, EnvError
 from whet.policies.scripted import ExpertPolicy, ScriptedPolicy
