@@ -318,8 +318,8 @@ def test_anybodys_parquet(tmp_path: Path) -> None:
     assert [t.content for t in episodes[-1].turns] == ["is 299 a number?", "yes"]
     source = open_source(tmp_path / "x.parquet")
     items = list(source.read(Place()))
-    for start in (0, 49, 50, 51, 301):
-        assert [item.line for item in source.read(items[start - 1].after if start else Place())] == list(range(start + 1, 302))
+    for at in (0, 49, 50, 51, 301):
+        assert [item.line for item in source.read(items[at - 1].after if at else Place())] == list(range(at + 1, 302))
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
@@ -344,7 +344,7 @@ def test_the_bar_of_a_long_import(capsys: pytest.CaptureFixture[str], monkeypatc
         bar.update(60, 100, "24 episodes")
     shown = capsys.readouterr().err
     assert "import x.jsonl" in shown
-    assert "30%" in shown
+    assert "60%" in shown
     assert "x.jsonl, line 2: [bold] oops" in shown
 
 
