@@ -344,7 +344,7 @@ def test_the_bar_of_a_long_import(capsys: pytest.CaptureFixture[str], monkeypatc
         bar.update(60, 100, "24 episodes")
     shown = capsys.readouterr().err
     assert "import x.jsonl" in shown
-    assert "30%" in shown
+    assert "60%" in shown
     assert "x.jsonl, line 2: [bold] oops" in shown
 
 
