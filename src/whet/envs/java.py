@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 import threading
 import time
 import weakref
@@ -64,6 +65,7 @@ class Server:
         from py4j.protocol import Py4JError, Py4JJavaError
 
         self._busy += 1
+        began = time.monotonic()
         try:
             with self.machine.statics.of(self) if self.machine.statics else contextlib.nullcontext():
                 result = function(*args)
@@ -74,13 +76,19 @@ class Server:
             raise JavaRaised(f"Java raised an exception in the environment {self.machine.name!r}: {told}") from None
         except (Py4JError, OSError, AttributeError) as error:
             self.broken = True
-            if self.machine.alive():
-                time.sleep(0.01)  # a machine that was killed a moment ago may not have ended yet
-            pid, code = self.machine.process.pid, self.machine.process.poll()
-            what = f"did not answer within {self.machine.answer_s:g} s" if code is None else f"has died (exit status {code})"
-            raise EnvError(f"the Java process {pid} of the environment {self.machine.name!r} {what}") from error
+            raise EnvError(self._why(error, time.monotonic() - began)) from error
         finally:
             self._busy -= 1
+
+    def _why(self, error: Exception, seconds: float) -> str:
+        """What has become of the machine, in a call that took so many seconds."""
+        hung = seconds >= self.machine.answer_s
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.machine.process.wait(0.01 if hung else 2.0)  # one that was killed a moment ago may not have ended yet
+        pid, code = self.machine.process.pid, self.machine.process.poll()
+        alive = f"did not answer within {self.machine.answer_s:g} s" if hung else f"failed: {error}"
+        what = alive if code is None else f"has died (exit status {code})"
+        return f"the Java process {pid} of the environment {self.machine.name!r} {what}"
 
     def aside(self, static: Static, method: str, *args: Any) -> Any:
         """As `call`, with this static field as it was at first while it lasts, so that what the server has there does not change."""
