@@ -204,7 +204,9 @@ def main() -> None:
             f"{slow.processor:.0%}",
         )
         print(f"{f'round {number}' if number else 'warm-up':<9}" + "".join(f"{cell:>11}" for cell in cells), flush=True)
-    result = {key: spread([r["slow"][key] for r in rounds]) for key in ("whole", "steady", "unshared", "tokens_per_second", "tokens_per_step")}
+    result = {
+        key: spread([r["slow"][key] for r in rounds]) for key in ("whole", "steady", "unshared", "tokens_per_second", "tokens_per_step")
+    }
     result["ratio"] = spread([r["ratio"] for r in rounds])
     for key in ("whole", "unshared"):
         print(f"busy, {key}: {result[key]['median']:.1%} ({result[key]['min']:.1%}-{result[key]['max']:.1%})")

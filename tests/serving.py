@@ -39,7 +39,12 @@ def serve(project: str, *arguments: str) -> Iterator[tuple[str, subprocess.Popen
     """The first line that `served/PROJECT_server.py` prints (where it listens), and its process, which ends with the block."""
     script = HERE / "served" / f"{project}_server.py"
     with subprocess.Popen(
-        [python_of(project), script, *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+        [python_of(project), script, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
     ) as process:
         try:
             line = process.stdout.readline().strip()

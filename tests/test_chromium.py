@@ -287,7 +287,7 @@ def test_a_script_that_never_ends_is_given_up_and_ends_with_its_tab(pages):
     begin = time.monotonic()
     with pytest.raises(BrowserHung, match=f"did not answer Runtime.evaluate within {ANSWER:g} s"):
         hung.evaluate(ENDLESS)
-    assert ANSWER <= time.monotonic() - begin < ANSWER + 2
+    assert ANSWER <= time.monotonic() - begin < ANSWER + 5
     assert other.evaluate("1 + 1") == 2, "its neighbour goes on meanwhile"
     assert process.is_running()
     hung.close()

@@ -20,6 +20,7 @@ from openenv.core.env_server.interfaces import Environment
 from openenv.core.env_server.mcp_environment import MCPEnvironment
 from openenv.core.env_server.mcp_types import CallToolAction, CallToolObservation
 from openenv.core.env_server.types import Action, EnvironmentMetadata, Observation, State
+from parent import end_with_parent
 from pydantic import Field
 
 
@@ -149,6 +150,7 @@ def written(directory):
 
 
 if __name__ == "__main__":
+    end_with_parent()
     kind, argument = sys.argv[1:]
     app = written(argument) if kind == "init" else create_app(*KINDS[kind], max_concurrent_envs=int(argument))
     listening = socket.socket()

@@ -95,6 +95,7 @@ class MiniWoB(Env):
     instructions = "Reach the goal on the web page. Elements are named by their numbers."
     max_tokens = 48
     inline = False
+    reset_timeout = 120.0
     step_timeout = 60.0
     max_concurrent = PAGES
 
@@ -338,9 +339,9 @@ class _Lease:
     """A page of the pool for one episode. It goes back when the episode is closed or nobody holds its environment any more."""
 
     def __init__(self, env: MiniWoB) -> None:
-        page = _pool().take(PATIENCE)
-        self._borrowed = _Borrowed(page, [])
-        self.end = weakref.finalize(env, _give_back, self._borrowed)
+        pool = _pool()
+        self._borrowed = _Borrowed(pool.take(PATIENCE), [])
+        self.end = weakref.finalize(env, _give_back, pool, self._borrowed)
 
     def load(self, url: str) -> None:
         self._guard(lambda page: page.load(url))
@@ -360,8 +361,8 @@ class _Lease:
             raise
 
 
-def _give_back(borrowed: _Borrowed) -> None:
-    _pool().give(borrowed.page, broken=bool(borrowed.broken))
+def _give_back(pool: Pool[chromium.Page], borrowed: _Borrowed) -> None:
+    pool.give(borrowed.page, broken=bool(borrowed.broken))
 
 
 def _action(name: str, **arguments: Any) -> Action:
