@@ -9,6 +9,7 @@ import json
 import math
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -226,6 +227,17 @@ def make_data(env: EnvFactory, method: Method, sizes: dict[str, int], run: Run, 
     )
     data.require(*method.needs, by=f"method {method.name!r}")
     return data
+
+
+def script_note(runs: Mapping[str, Run]) -> list[str]:
+    """Which roles were played by scripts in the runs of these recipes, as methods say it in their events `roles`; for under a table."""
+    played: dict[str, dict[str, None]] = {}
+    for recipe, run in runs.items():
+        for event in run.events("roles"):
+            for role, policy in event["scripted"].items():
+                played.setdefault(f"{role} by {policy}", {})[recipe] = None
+    texts = [f"{role} ({', '.join(recipes)})" for role, recipes in played.items()]
+    return [f"Played by scripts, not by models: {'; '.join(texts)}."] if texts else []
 
 
 def print_table(comparison: Comparison) -> None:

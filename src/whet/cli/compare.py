@@ -21,7 +21,17 @@ from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from whet.cli.common import SIZES, Parser, add_agent_options, add_general_option, add_size_options, positive, preset, print_table
+from whet.cli.common import (
+    SIZES,
+    Parser,
+    add_agent_options,
+    add_general_option,
+    add_size_options,
+    positive,
+    preset,
+    print_table,
+    script_note,
+)
 from whet.cli.status import Status
 from whet.config import configure, parse_overrides
 from whet.errors import CheckpointError, ConfigError, StorageError, WhetError, did_you_mean
@@ -308,7 +318,7 @@ def _comparison(args: argparse.Namespace, recipes: list[str], jobs: list[Job]) -
     if len(seeds) < args.seeds:
         notes.append(f"only the seeds {', '.join(map(str, seeds))} are shown: the others were not finished for all recipes")
     notes += _expert_note({recipe: done[recipe, seeds[0]] for recipe in shown})
-    notes += _script_note({recipe: done[recipe, seeds[0]] for recipe in shown})
+    notes += script_note({recipe: Run.open(done[recipe, seeds[0]].directory) for recipe in shown})
     found = {r: [Evaluation.from_json(Run.open(done[r, seed].directory).evaluations()["final"]) for seed in seeds] for r in shown}
     costs = {recipe: _cost(recipe, seeds, done) for recipe in shown if recipe != BASE}
     baselines: Any = args.baseline if args.baseline in shown else {r: b for r in shown if (b := _parent(r, shown)) is not None}
@@ -319,17 +329,6 @@ def _expert_note(jobs: dict[str, Job]) -> list[str]:
     """How many expert episodes each recipe's last stage had: they are no practice, but somebody must have made them."""
     counts = {recipe: event["successful"] for recipe, job in jobs.items() for event in Run.open(job.directory).events("experts")}
     return [f"Expert episodes given: {', '.join(f'{recipe} {n}' for recipe, n in counts.items())}."] if counts else []
-
-
-def _script_note(jobs: dict[str, Job]) -> list[str]:
-    """Which roles of which recipes were played by scripts, as methods say it in their events `roles`."""
-    played: dict[str, dict[str, None]] = {}
-    for recipe, job in jobs.items():
-        for event in Run.open(job.directory).events("roles"):
-            for role, policy in event["scripted"].items():
-                played.setdefault(f"{role} by {policy}", {})[recipe] = None
-    texts = [f"{role} ({', '.join(recipes)})" for role, recipes in played.items()]
-    return [f"Played by scripts, not by models: {'; '.join(texts)}."] if texts else []
 
 
 def _parent(recipe: str, shown: list[str]) -> str | None:

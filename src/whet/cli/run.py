@@ -20,6 +20,7 @@ from whet.cli.common import (
     preset,
     print_table,
     save_agent,
+    script_note,
 )
 from whet.config import configure, parse_overrides, to_json
 
@@ -92,9 +93,12 @@ def _print_result(out: Path, env: EnvFactory, run: Run, page: Path) -> None:
     from whet.evals import Evaluation, compare
 
     found = {name: [Evaluation.from_json(record)] for name, record in run.evaluations().items() if name in ("before", "final")}
-    names = {"before": "before", "final": str(run.config["method"])}
+    method = str(run.config["method"])
+    names = {"before": "before", "final": method}
     shown = {names[name]: found[name] for name in ("before", "final") if name in found}
-    table = compare(shown, "before" if "before" in shown else {}, costs={names["final"]: run.cost})
+    table = compare(
+        shown, "before" if "before" in shown else {}, costs={names["final"]: run.cost}, notes=script_note({names["final"]: run})
+    )
     print_table(table)
     print(f"run: {out}\nreport: {page}")
 
