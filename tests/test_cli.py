@@ -174,7 +174,7 @@ def test_wrong_values_are_refused_before_anything_is_written(place: Path, capsys
     assert "'steps' is not an override" in fails(capsys, "run", "sft", *COIN, "--model", "weak", "steps")
     assert "expected an integer of at least 0" in fails(capsys, "run", "sft", *COIN, "--seed", "-1", code=2)
     assert "expected an integer of at least 1" in fails(capsys, "compare", *COIN, "--recipes", "sft", "--out", "o", "--seeds", "0", code=2)
-    assert "required: --env" in fails(capsys, "run", "sft", code=2)
+    assert "--env is missing" in fails(capsys, "run", "sft", code=2)
     assert "no such directory: './nowhere'" in fails(capsys, "run", "sft", *COIN, "--model", "./nowhere")
     assert sorted(os.listdir(place)) == ["coin.py", "hook"]
 
@@ -358,8 +358,18 @@ def test_other_test_tasks_for_every_recipe(place: Path) -> None:
     assert [task.rpartition("/")[2] for task in found[0]] == [str(i) for i in range(100, 160)]
 
 
+def test_variants_of_a_method_stand_side_by_side(place: Path) -> None:
+    argv = [*COMPARE, "--recipes", "sft:steps=1,sft:steps=2+grpo:steps=1", "--seeds", "1", "sft.gain=0.2", "--baseline", "sft:steps=1"]
+    assert main(argv) == 0
+    assert Run.open("c/seed0/sft:steps=1").config["cfg"] == {"steps": 1, "gain": 0.2, "sleep": 0.0}
+    assert Run.open("c/seed0/sft:steps=2").config["cfg"] == {"steps": 2, "gain": 0.2, "sleep": 0.0}
+    assert Run.open("c/seed0/sft:steps=2+grpo:steps=1").config["model"] == "c/seed0/sft:steps=2"
+    assert dict(Comparison.load("c/comparison.json").baselines) == {"sft:steps=2+grpo:steps=1": "sft:steps=1"}
+
+
 def test_compare_refuses_wrong_names_before_it_begins(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "unknown method 'sfft'. Did you mean 'sft'" in fails(capsys, *COMPARE, "--recipes", "base,sfft+grpo")
+    assert "Did you mean 'steps'" in fails(capsys, *COMPARE, "--recipes", "sft:stes=3")
     assert "'base', which stands alone" in fails(capsys, *COMPARE, "--recipes", "base+sft")
     assert "Did you mean 'steps'" in fails(capsys, *COMPARE, "--recipes", "sft", "sft.stes=3")
     assert "names no method of the recipes" in fails(capsys, *COMPARE, "--recipes", "sft", "grpo.steps=3")

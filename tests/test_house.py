@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 
 import whet
+from whet import load_env, methods, presets
+from whet.cli.common import SIZES
+from whet.config import configure
 
 SOURCE = Path(whet.__file__).parent
 FLOOR = {
-    **dict.fromkeys(("errors", "seeding", "types"), 0),
+    **dict.fromkeys(("errors", "seeding", "transcript", "types"), 0),
     **dict.fromkeys(("tools", "config"), 1),
     **dict.fromkeys(("envs", "policies", "runs"), 2),
     **dict.fromkeys(("agents", "rewards"), 3),
@@ -23,6 +26,7 @@ FLOOR = {
     "report": 7,
     "cli": 8,
 }
+OUTER = {*SIZES, "budget", "temperature"}
 FILES = sorted(SOURCE.rglob("*.py"))
 
 
@@ -104,16 +108,28 @@ def test_the_half_without_weights_needs_no_torch():
 
 
 def test_presets_are_options_that_their_methods_have():
-    from whet import methods, presets
-    from whet.cli.common import SIZES
-    from whet.config import configure
-
-    outer = {*SIZES, "budget", "temperature"}
     for name in methods.names():
         config = methods.get(name).config
-        assert not outer & set(config.__dataclass_fields__), f"an option of {name} could not be told from one of the command line"
+        assert not OUTER & set(config.__dataclass_fields__), f"an option of {name} could not be told from one of the command line"
         for (env, preset), found in presets.PRESETS.items():
             assert set(found) <= {"", *methods.names()}
-            assert set(found[""]) <= outer
-            assert not outer & set(found.get(name, {}))
-            configure(config, {k: v for k, v in presets.get(env, preset, name).items() if k not in outer}, of=name)
+            assert set(found[""]) <= OUTER
+            assert not OUTER & set(found.get(name, {}))
+            configure(config, {k: v for k, v in presets.get(env, preset, name).items() if k not in OUTER}, of=name)
+        assert presets.home("quick", name), f"the preset quick has no {name}"
+        configure(config, {k: v for k, v in presets.get("", "quick", name).items() if k not in OUTER}, of=name)
+
+
+@pytest.mark.parametrize(("family", "name"), [(family, name) for family, board in presets.FAMILIES.items() for name in board])
+def test_leaderboards_compare_what_exists(family, name):
+    from whet.cli.compare import _method, _stages
+
+    entry = presets.FAMILIES[family][name]
+    assert name in methods.names()
+    stages = _stages(list(entry["recipes"]))
+    assert {entry["baseline"], entry["claim"]} <= set(stages)
+    for part in {part for stage in stages for part in stage.split("+")} - {"base"}:
+        method, own = _method(part)
+        found = {k: v for k, v in presets.get("", f"{family}/{name}", method).items() if k not in OUTER}
+        configure(methods.get(method).config, found | own, of=method)
+    assert load_env(entry["env"])

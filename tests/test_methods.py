@@ -38,6 +38,7 @@ CHEAP: dict[str, dict[str, Any]] = {
     "rejection_sampling": {"iterations": 3, "samples": 4, "keep": 2, "epochs": 1, "lr": 1e-2, "batch_size": 8},
     "eto": {"iterations": 3, "samples": 2, "explore_temperature": 1.0, "lr": (3e-3,), "beta": (0.1,), "epochs": 1},
     "grpo": {"steps": 3, "tasks_per_step": 3, "group_size": 4, "lr": 1e-2},
+    "envisions": {"iterations": 3, "samples": 2, "lr": 1e-2, "batch_size": 8},
     "reflexion": {"trials": 3, "reflector": "environment"},
 }
 """Options with which each method takes three steps within a second. A new method adds its own here."""

@@ -252,18 +252,21 @@ class Data:
     """What a method may learn from. Test tasks are refused here, so that no method can be handed one.
 
     `train` is what it practises on, `dev` what it may accept its own work by, `experts` are finished episodes of
-    train tasks to imitate. Any of them may be empty; a method that needs one says so.
+    train tasks to imitate, `general` are conversations about anything else, which some methods mix in. Any of them may be
+    empty; a method that needs one says so.
     """
 
     train: tuple[Task, ...] = ()
     dev: tuple[Task, ...] = ()
     experts: tuple[Episode, ...] = ()
+    general: tuple[Episode, ...] = ()
 
     def __post_init__(self) -> None:
         for field_name, tasks, allowed in (
             ("train", self.train, "train"),
             ("dev", self.dev, "dev"),
             ("experts", [episode.task for episode in self.experts], "train"),
+            ("general", [episode.task for episode in self.general], "train"),
         ):
             for task in tasks:
                 if task.split != allowed:
@@ -274,8 +277,13 @@ class Data:
 
     def require(self, *parts: str, by: str) -> None:
         """Raises ConfigError where one of these parts is empty; `by` says in the message who needs it."""
-        options = {"train": "--train-tasks", "dev": "--dev-tasks", "experts": "--expert-episodes"}
+        named = {
+            "train": ("train tasks", "--train-tasks N"),
+            "dev": ("dev tasks", "--dev-tasks N"),
+            "experts": ("expert episodes", "--expert-episodes N"),
+            "general": ("general conversations", "--general FILE"),
+        }
         for part in parts:
             if not getattr(self, part):
-                what = "expert episodes" if part == "experts" else f"{part} tasks"
-                raise ConfigError(f"{by} needs {what}, and Data.{part} is empty. Give it some (on the command line {options[part]} N).")
+                what, option = named[part]
+                raise ConfigError(f"{by} needs {what}, and Data.{part} is empty. Give it some (on the command line {option}).")

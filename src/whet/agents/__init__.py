@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -25,6 +25,8 @@ class Agent(Generic[P_co]):
     """Added to the environment's own."""
     memory: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     sampling: Sampling = Sampling()
+    suffix: str = ""
+    """Added to the first observation, as the control strings of conditional training are."""
 
     def replace(self, **changes: Any) -> Agent[Any]:
         """This agent with other parts, such as `agent.replace(policy=...)`."""
@@ -34,13 +36,19 @@ class Agent(Generic[P_co]):
         """The turns that open an episode: a system turn, then the notes of the memory with the first observation."""
         system = "\n\n".join(part for part in (instructions, self.instructions) if part)
         first = (Turn(role="user", content=observation),) if isinstance(observation, str) else observation
+        if self.suffix:
+            first = (*first[:-1], dataclasses.replace(first[-1], content=f"{first[-1].content}\n{self.suffix}"))
         notes = (*self.memory.get("", ()), *self.memory.get(task.id, ()))
-        if notes:
-            hints = "\n".join(f"Hint: {note}" for note in notes)
-            head = next((i for i, turn in enumerate(first) if turn.role == "user"), None)
-            if head is None:
-                first = (Turn(role="user", content=hints), *first)
-            else:
-                told = dataclasses.replace(first[head], content=f"{hints}\n{first[head].content}")
-                first = (*first[:head], told, *first[head + 1 :])
-        return ((Turn(role="system", content=system),) if system else ()) + first
+        return ((Turn(role="system", content=system),) if system else ()) + with_notes(first, notes)
+
+
+def with_notes(opening: tuple[Turn, ...], notes: Sequence[str]) -> tuple[Turn, ...]:
+    """The turns that open an episode with these notes before the first observation, as an agent's memory puts them there."""
+    if not notes:
+        return opening
+    hints = "\n".join(f"Hint: {note}" for note in notes)
+    head = next((i for i, turn in enumerate(opening) if turn.role == "user"), None)
+    if head is None:
+        return (Turn(role="user", content=hints), *opening)
+    told = dataclasses.replace(opening[head], content=f"{hints}\n{opening[head].content}", tokens=())
+    return (*opening[:head], told, *opening[head + 1 :])

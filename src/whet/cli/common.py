@@ -49,10 +49,14 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
-def add_agent_options(parser: argparse.ArgumentParser) -> None:
+def add_agent_options(parser: argparse.ArgumentParser, *, env_required: bool = True) -> None:
     """Which agent, in which environment."""
     parser.add_argument(
-        "--env", required=True, metavar="ENV", help="a name with options, such as search:hops=1-3, or path/to/file.py:MyEnv"
+        "--env",
+        required=env_required,
+        metavar="ENV",
+        help="a name with options, such as search:hops=1-3, or path/to/file.py:MyEnv"
+        + ("" if env_required else " (default: the one that --preset quick names)"),
     )
     parser.add_argument(
         "--model",
@@ -117,7 +121,8 @@ def load_agent(spec: str, temperature: float | None) -> Agent[Any]:
     if record is not None:
         memory = {task: tuple(notes) for task, notes in record["memory"].items()}
         policy = load_policy(record["policy"] or str(directory / "model"))
-        agent = Agent(policy, instructions=record["instructions"], memory=memory, sampling=Sampling(**record["sampling"]))
+        sampling = Sampling(**record["sampling"])
+        agent = Agent(policy, instructions=record["instructions"], memory=memory, sampling=sampling, suffix=record.get("suffix", ""))
     elif (directory / "status").exists():
         raise CheckpointError(f"the run in {directory} has no finished agent yet. Finish it with --resume, or give another --model.")
     else:
@@ -142,6 +147,7 @@ def save_agent(agent: Agent[Any], directory: Path, spec: str) -> None:
         "instructions": agent.instructions,
         "memory": {task: list(notes) for task, notes in agent.memory.items()},
         "sampling": dataclasses.asdict(agent.sampling),
+        "suffix": agent.suffix,
     }
     write_atomic(directory / "agent.json", json.dumps(record, indent=1))
 
@@ -153,7 +159,7 @@ def _agent_record(directory: Path) -> dict[str, Any] | None:
         return None
     try:
         record = json.loads(path.read_text())
-        return {key: record[key] for key in ("policy", "instructions", "memory", "sampling")}
+        return {key: record[key] for key in ("policy", "instructions", "memory", "sampling")} | {"suffix": record.get("suffix", "")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} cannot be read as an agent: {error!r}") from error
 

@@ -1,6 +1,7 @@
 """`whet compare`: recipes x seeds, each a run of its own, in a pool of processes; then one table.
 
-A recipe is methods joined by `+`; `base` is the agent as it is. Recipes share their beginnings: `sft+eto` and `sft+grpo` go
+A recipe is methods joined by `+`; `base` is the agent as it is. A method may be given options of its own behind colons, as in
+`sft+grpo:kl=0.1`, so that variants of it stand side by side. Recipes share their beginnings: `sft+eto` and `sft+grpo` go
 on from one and the same `sft` of their seed. Every stage is a run directory, `OUT/seed0/sft+eto`, made by `whet run`, so a
 comparison that is interrupted is continued by starting it again.
 """
@@ -39,7 +40,7 @@ def parser(command: str) -> Parser:
     p.add_argument("overrides", metavar="METHOD.KEY=VALUE", nargs="*", help="options of methods, such as grpo.steps=20")
     add_agent_options(p)
     add_size_options(p)
-    p.add_argument("--recipes", required=True, metavar="LIST", help="methods joined by +, such as base,sft,sft+eto,sft+grpo")
+    p.add_argument("--recipes", required=True, metavar="LIST", help="methods joined by +, such as base,sft,sft+grpo,sft+grpo:kl=0.1")
     p.add_argument("--seeds", type=positive, default=3, metavar="N", help="every recipe is run with the seeds 0 to N-1")
     p.add_argument("--workers", type=positive, default=2, metavar="N", help="processes at a time, with one thread each")
     p.add_argument("--baseline", default=None, metavar="RECIPE", help="compare with this one (default: the recipe without its last method)")
@@ -110,13 +111,25 @@ def _check_options(args: argparse.Namespace, stages: list[str]) -> None:
     from whet.envs import load_env
 
     env = load_env(args.env)
-    used = sorted({part for stage in stages for part in stage.split("+")} - {BASE})
-    configs = {name: methods.get(name).config for name in used}
-    overrides = _by_method(args.overrides, used)
-    for name in used:
-        configure(configs[name], preset(args.preset, env, name)[0] | overrides.get(name, {}), of=f"method {name!r}")
+    parts = sorted({part for stage in stages for part in stage.split("+")} - {BASE})
+    overrides = _by_method(args.overrides, _methods(stages))
+    for part in parts:
+        name, own = _method(part)
+        settings = preset(args.preset, env, name)[0] | overrides.get(name, {}) | own
+        configure(methods.get(name).config, settings, of=f"method {name!r}")
     if args.baseline is not None and args.baseline not in stages:
         raise ConfigError(f"--baseline {args.baseline!r} is not among the recipes. {did_you_mean(args.baseline, stages)}")
+
+
+def _method(part: str) -> tuple[str, dict[str, str]]:
+    """A part of a recipe: the method's name and the options that stand behind it."""
+    name, *texts = part.split(":")
+    return name, parse_overrides(texts)
+
+
+def _methods(stages: list[str]) -> list[str]:
+    """The names of all methods in these recipes."""
+    return sorted({_method(part)[0] for stage in stages for part in stage.split("+")} - {BASE})
 
 
 def _by_method(texts: list[str], used: list[str]) -> dict[str, dict[str, str]]:
@@ -147,16 +160,17 @@ def _same_settings(out: Path, args: argparse.Namespace) -> None:
 
 def _jobs(args: argparse.Namespace, stages: list[str], out: Path) -> list[Job]:
     """Seed by seed, so that an interrupted comparison has whole seeds to show."""
-    overrides = _by_method(args.overrides, sorted({part for stage in stages for part in stage.split("+")} - {BASE}))
+    overrides = _by_method(args.overrides, _methods(stages))
     jobs = []
     for seed in range(args.seeds):
         for stage in stages:
-            before, _, method = stage.rpartition("+")
+            before, _, part = stage.rpartition("+")
+            method, own = _method(part)
             directory = out / f"seed{seed}" / stage
             model = str(out / f"seed{seed}" / before) if before else args.model
             command = [sys.executable, "-m", "whet.cli", "eval" if stage == BASE else "run"]
             if stage != BASE:
-                command += [method, *(f"{key}={value}" for key, value in overrides.get(method, {}).items()), "--no-baseline"]
+                command += [method, *(f"{k}={v}" for k, v in (overrides.get(method, {}) | own).items()), "--no-baseline"]
             command += ["--env", args.env, "--model", model, "--seed", str(seed), "--out", str(directory), "--resume", "--quiet"]
             command += _passed_on(args, stage)
             jobs.append(Job(recipe=stage, seed=seed, directory=directory, command=command, after=before or None))
@@ -184,8 +198,8 @@ def _common(args: argparse.Namespace, key: str) -> Any:
         return getattr(args, key)
     from whet.envs import load_env
 
-    methods = {recipe.rpartition("+")[2] for recipe in args.recipes.split(",")} - {BASE}
-    found = [preset(args.preset, load_env(args.env), method)[1].get(key) for method in sorted(methods)]
+    methods = _methods([recipe.rpartition("+")[2] for recipe in args.recipes.split(",")])
+    found = [preset(args.preset, load_env(args.env), method)[1].get(key) for method in methods]
     return next((value for value in found if value is not None), SIZES.get(key))
 
 
@@ -293,6 +307,7 @@ def _comparison(args: argparse.Namespace, recipes: list[str], jobs: list[Job]) -
     if len(seeds) < args.seeds:
         notes.append(f"only the seeds {', '.join(map(str, seeds))} are shown: the others were not finished for all recipes")
     notes += _expert_note({recipe: done[recipe, seeds[0]] for recipe in shown})
+    notes += _script_note({recipe: done[recipe, seeds[0]] for recipe in shown})
     found = {r: [Evaluation.from_json(Run.open(done[r, seed].directory).evaluations()["final"]) for seed in seeds] for r in shown}
     costs = {recipe: _cost(recipe, seeds, done) for recipe in shown if recipe != BASE}
     baselines: Any = args.baseline if args.baseline in shown else {r: b for r in shown if (b := _parent(r, shown)) is not None}
@@ -303,6 +318,17 @@ def _expert_note(jobs: dict[str, Job]) -> list[str]:
     """How many expert episodes each recipe's last stage had: they are no practice, but somebody must have made them."""
     counts = {recipe: event["successful"] for recipe, job in jobs.items() for event in Run.open(job.directory).events("experts")}
     return [f"Expert episodes given: {', '.join(f'{recipe} {n}' for recipe, n in counts.items())}."] if counts else []
+
+
+def _script_note(jobs: dict[str, Job]) -> list[str]:
+    """Which roles of which recipes were played by scripts, as methods say it in their events `roles`."""
+    played: dict[str, dict[str, None]] = {}
+    for recipe, job in jobs.items():
+        for event in Run.open(job.directory).events("roles"):
+            for role, policy in event["scripted"].items():
+                played.setdefault(f"{role} by {policy}", {})[recipe] = None
+    texts = [f"{role} ({', '.join(recipes)})" for role, recipes in played.items()]
+    return [f"Played by scripts, not by models: {'; '.join(texts)}."] if texts else []
 
 
 def _parent(recipe: str, shown: list[str]) -> str | None:

@@ -45,7 +45,7 @@ def main(args: argparse.Namespace) -> None:
 
 def show_methods(names: list[str]) -> None:
     """All methods in a line each, or the named ones with every option."""
-    from whet import config, methods
+    from whet import config, methods, presets
 
     for name in names or methods.names():
         try:
@@ -56,6 +56,8 @@ def show_methods(names: list[str]) -> None:
         needs = f"needs {', '.join(sorted(method.needs))}" if method.needs else ""
         print(f"{name:<22} {method.title}. {method.paper}{f' ({needs})' if needs else ''}")
         fields = config.options(method.config)
+        shown = presets.home("quick", name)
+        print(f"    {method.parts}{f'; shown on: {shown}' if shown else ''}")
         if names:
             for option in fields:
                 print(f"    {option.key + '=' + option.default:<28} {option.type:<12} {option.doc}".rstrip())

@@ -30,7 +30,7 @@ def parser(command: str) -> Parser:
     p = Parser(command, "Improve an agent with one method, and evaluate it on held-out tasks. Options of the method: whet methods METHOD.")
     p.add_argument("method", metavar="METHOD", help="see whet methods")
     p.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="options of the method, such as steps=20")
-    add_agent_options(p)
+    add_agent_options(p, env_required=False)
     add_size_options(p)
     p.add_argument("--seed", type=count, default=0, metavar="N", help="everything random follows from it")
     p.add_argument("--budget", type=positive, default=None, metavar="N", help="stop after this many episodes of practice")
@@ -39,15 +39,20 @@ def parser(command: str) -> Parser:
     p.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
     p.add_argument("--no-baseline", action="store_true", help="do not evaluate the agent as it was before")
     p.add_argument("--quiet", action="store_true", help="no progress")
+    p.set_defaults(wrong_usage=p.error)
     return p
 
 
 def main(args: argparse.Namespace) -> None:
-    from whet import methods
+    from whet import methods, presets
     from whet.envs import load_env
     from whet.runs import Run
 
-    method, env = methods.get(args.method), load_env(args.env)
+    method = methods.get(args.method)
+    spec: str = args.env or presets.home(args.preset, args.method) or ""
+    if not spec:
+        args.wrong_usage("--env is missing; say which environment, such as --env search:hops=1-3, or take --preset quick, which names one")
+    env = load_env(spec)
     overrides, outer = preset(args.preset, env, args.method)
     cfg: Any = configure(method.config, overrides | parse_overrides(args.overrides), of=f"method {args.method!r}")
     sizes = {name: _first(getattr(args, name), outer.get(name), default) for name, default in SIZES.items()}
@@ -55,7 +60,7 @@ def main(args: argparse.Namespace) -> None:
     config = {
         "method": args.method,
         "cfg": to_json(cfg),
-        "env": args.env,
+        "env": spec,
         "model": args.model,
         "seed": args.seed,
         "budget": _first(args.budget, outer.get("budget"), None),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import random
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -16,7 +17,7 @@ import numpy as np
 
 from whet.errors import ConfigError
 from whet.seeding import derive_seed
-from whet.types import Episode, Example, Pair, Turn
+from whet.types import Episode, Example, Pair, Turn, chain
 
 if TYPE_CHECKING:
     from whet.policies.chat import ChatFormat
@@ -124,6 +125,33 @@ def cut(episode: Episode, n_actions: int) -> Episode:
     if len(at) <= n_actions:
         return episode
     return dataclasses.replace(episode, turns=episode.turns[: at[n_actions - 1] + 1] if n_actions > 0 else ())
+
+
+def opening(episode: Episode) -> tuple[Turn, ...]:
+    """The turns before the first action."""
+    return episode.turns[: next((i for i, turn in enumerate(episode.turns) if turn.trained), len(episode.turns))]
+
+
+def reopened(episode: Episode, turns: Sequence[Turn]) -> Episode:
+    """The episode with these turns before its first action, as if its policy had been told something else; without forks.
+
+    The opening is rendered anew for whatever policy the episode becomes a row of; actions keep their tokens but lose their
+    log-probs, which belonged to the other prompt.
+    """
+    told = (dataclasses.replace(turn, tokens=()) for turn in turns)
+    rest = (dataclasses.replace(turn, logprobs=()) for turn in episode.turns[len(opening(episode)) :])
+    return dataclasses.replace(episode, turns=chain((*told, *rest)))
+
+
+def actions(episode: Episode) -> tuple[object, ...]:
+    """What the policy did, to tell episodes apart by: the tokens of its turns, or their text where they have none."""
+    return tuple(turn.tokens or (turn.content, repr(turn.tool_calls)) for turn in episode.turns if turn.trained)
+
+
+def confidence(episode: Episode) -> float:
+    """The length-normalised log-prob of what the policy did: the mean over its sampled tokens; -inf where none were sampled."""
+    logprobs = [logprob for turn in episode.turns if turn.trained for logprob in turn.logprobs]
+    return sum(logprobs) / len(logprobs) if logprobs else -math.inf
 
 
 def batches(rows: Sequence[RowT], size: int, *, epochs: int = 1, seed: int = 0) -> Iterator[list[RowT]]:

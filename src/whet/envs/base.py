@@ -187,6 +187,14 @@ class Env:
         """A scripted reflection on an unsuccessful attempt, made from its log alone, if the environment has one."""
         return None
 
+    def role(self, role: str, turns: tuple[Turn, ...], rng: random.Random) -> str | Action | None:
+        """What a scripted speaker in this role answers to these turns, if the environment has a script for it.
+
+        Such as a `judge` that rates an episode in the words that it was asked for, or a `planner` that names the next
+        subgoal; it may look inside the environment, which is at its task (or in the midst of the episode that is played).
+        """
+        return None
+
     def close(self) -> None:
         """Let go of what the episode held; called once, whatever happened."""
 

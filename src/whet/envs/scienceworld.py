@@ -18,11 +18,11 @@ import random
 import re
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from whet.envs.base import Action, Step
 from whet.envs.command import command
-from whet.envs.java import JavaEnv, JavaRaised, Server, Servers
+from whet.envs.java import JavaEnv, JavaRaised, Server, Servers, Static
 from whet.errors import ConfigError, EnvError, did_you_mean, missing_extra
 from whet.types import Split, Task
 
@@ -68,6 +68,15 @@ VARIATIONS: Mapping[str, int] = {
 SIMPLIFICATIONS = ("easy", "noElectricalAction", "openContainers", "openDoors", "selfWateringFlowerPots", "teleportAction")
 _ELECTRICAL = ("power-component", "conductivity")
 _UNDO = {"open": "close", "close": "open", "activate": "deactivate", "deactivate": "activate"}
+_PROCESSOR = "main.scala.scienceworld.runtime.SimplifierProcessor$"
+_GENERATOR = Static("scala.util.Random$", "self", "java.util.Random")
+_STATICS = (
+    _GENERATOR,
+    Static("util.UniqueIdentifier$", "count", 0),
+    Static(_PROCESSOR, "simplifications", "scala.collection.mutable.ArrayBuffer"),
+)
+"""What the program has once for all its worlds: the generator that is seeded when a world is made and that bees, wandering animals
+and inheritance go on drawing from; the counter of objects, which a new world sets back to 0; the simplifications in force."""
 _golds: dict[tuple[str, int, str], list[str]] = {}
 _golds_lock = threading.Lock()
 
@@ -101,14 +110,14 @@ class ScienceWorld(JavaEnv):
     inline = False
     max_concurrent = 64
     # A constant hash makes Java's sets list their elements in the order in which they came; else the order of what is seen in
-    # a room would change from one process to the next. Numbers of objects are drawn from a counter that all episodes share.
+    # a room would change from one process to the next.
     servers = Servers(
         "scienceworld",
         "scienceworld.runtime.pythonapi.PythonInterface",
         lambda: str(JAR_PATH),
         share=16,
         recycle=500,
-        alone=True,
+        statics=_STATICS,
         options=("-Xmx2g", "-XX:TieredStopAtLevel=4", "-XX:+UnlockExperimentalVMOptions", "-XX:hashCode=2"),
     )
 
@@ -170,17 +179,16 @@ class ScienceWorld(JavaEnv):
         if self._over:
             raise EnvError("the episode of 'ScienceWorld' is over; one object is one episode, so make another one")
         server, done, before = self._running(), command(action), self._score
-        seen = _tidy(server.call("step", done))
+        seen, score, moves, completed = server.run(_moved, server.object, done)
         self._taken.append(done)
-        self._score = float(server.call("getScore"))
-        moves = int(server.call("getNumMoves"))
-        ended = bool(server.call("getCompleted")) or self._score < 0
+        self._score = float(score)
+        ended = bool(completed) or self._score < 0
         success = ended and self._score >= 1.0
         truncated = not ended and moves > self._limit
         self._over = ended or truncated
         reason = {"reason": "success" if success else "failure" if ended else "limit"} if self._over else {}
         return Step(
-            observation=seen,
+            observation=_tidy(seen),
             reward=self._score - before if self._by_score else float(success),
             terminated=ended,
             truncated=truncated,
@@ -190,7 +198,7 @@ class ScienceWorld(JavaEnv):
 
     def random_action(self, rng: random.Random) -> Action:
         """One of the valid actions, which the package finds by trying; that takes as long as many steps."""
-        return Action(text=rng.choice(sorted(self._running().call("getValidActionObjectCombinations"))))
+        return Action(text=rng.choice(sorted(self._running().aside(_GENERATOR, "getValidActionObjectCombinations"))))
 
     def expert(self, rng: random.Random) -> Action | None:
         """The package's gold path, made when it is first asked for, in about a second.
@@ -258,6 +266,11 @@ def _chosen(tasks: str) -> list[str]:
             )
     names = {ID2TASK.get(name, name) for name in wanted}
     return [name for name in VARIATIONS if name in names]
+
+
+def _moved(world: Any, action: str) -> tuple[str, float, int, bool]:
+    """What is seen after an action, with the score, the number of moves, and whether the task is over."""
+    return world.step(action), world.getScore(), world.getNumMoves(), world.getCompleted()
 
 
 def _room(server: Server) -> str:

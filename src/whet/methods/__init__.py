@@ -1,7 +1,8 @@
 """Every method is one file named after it, with one function `method(agent, data, *, env, run, cfg) -> Agent`.
 
 The registry reads the files: a method exists because its file does. Each begins with its title and paper, followed by
-the paper's algorithm box, and says in `NEEDS` which parts of the data it cannot do without.
+the paper's algorithm box, and says in `NEEDS` which parts of the data it cannot do without, and in `PARTS` what it is put
+together from.
 """
 
 from __future__ import annotations
@@ -10,10 +11,35 @@ import importlib
 import pkgutil
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 from whet.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from whet.runs import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """The building blocks of a method, in a few words each; empty where it has none of a kind."""
+
+    source: str = ""
+    """Where episodes come from."""
+    filter: str = ""
+    """How they are judged."""
+    reuse: str = ""
+    """What becomes of the bad ones."""
+    update: str = ""
+    """What changes, by which loss."""
+    schedule: str = ""
+    """What is repeated."""
+    inference: str = ""
+    """What the agent does when it acts, beyond one answer a turn."""
+
+    def __str__(self) -> str:
+        named = {f.name: getattr(self, f.name) for f in fields(self)}
+        return "; ".join(f"{name}: {text}" for name, text in named.items() if text)
 
 
 @dataclass(frozen=True)
@@ -30,6 +56,13 @@ class Method:
     """The frozen dataclass of its options, with the paper's values."""
     function: Callable[..., Any]
     """`function(agent, data, *, env, run, cfg) -> Agent`"""
+    parts: Parts = Parts()
+
+
+def note_roles(run: Run, **played: Any) -> None:
+    """Write down who plays which role, and which of them are scripts: tables say so wherever the result is shown."""
+    scripted = {role: policy.version for role, policy in played.items() if getattr(policy, "actor", "workflow") != "workflow"}
+    run.event("roles", played={role: policy.version for role, policy in played.items()}, scripted=scripted)
 
 
 def names() -> list[str]:
@@ -52,4 +85,5 @@ def get(name: str) -> Method:
         needs=module.NEEDS,
         config=config,
         function=getattr(module, name),
+        parts=module.PARTS,
     )

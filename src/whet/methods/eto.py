@@ -17,6 +17,7 @@ from whet.agents import Agent
 from whet.config import at_least
 from whet.data import batches, to_pair
 from whet.envs.base import EnvFactory
+from whet.methods import Parts
 from whet.rollout import rollout_groups, success_rates
 from whet.types import Data
 
@@ -24,6 +25,13 @@ if TYPE_CHECKING:
     from whet.runs import Run
 
 NEEDS = ("experts",)
+PARTS = Parts(
+    source="expert, self",
+    filter="environment",
+    reuse="contrast",
+    update="DPO on whole episodes",
+    schedule="repeat, reference moves",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from whet.agents import Agent
 from whet.config import at_least
 from whet.data import batches, to_examples
 from whet.envs.base import EnvFactory
+from whet.methods import Parts
 from whet.rewards import Grader, environment, tool_failures
 from whet.rollout import rollout_groups, success_rates
 from whet.types import Data
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from whet.runs import Run
 
 NEEDS = ("train",)
+PARTS = Parts(source="self", filter="environment", update="clipped policy gradient, group advantages", schedule="on-policy")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,15 +19,18 @@ from typing import TYPE_CHECKING, Any, Literal
 from whet.agents import Agent
 from whet.config import at_least
 from whet.envs.base import EnvFactory
+from whet.methods import Parts
 from whet.policies.base import Policy, Sampling
 from whet.rollout import ask, means, rollout
 from whet.runs import JsonState
+from whet.transcript import transcript
 from whet.types import Data, Episode, Turn
 
 if TYPE_CHECKING:
     from whet.runs import Run
 
 NEEDS = ("train",)
+PARTS = Parts(source="self", filter="environment", reuse="reflect", schedule="retry the same tasks", inference="reflections in the prompt")
 PROMPT = (
     "You were unsuccessful in the task above. Say in a few sentences what went wrong and make a concise new plan "
     "that refers to the actions you should take instead. New plan:"
@@ -111,12 +114,5 @@ def scripted(env: EnvFactory) -> Callable[[Episode], str | None]:
 
 def written(policy: Policy, failed: list[Episode], cfg: ReflexionConfig, seed: int) -> list[Turn | None]:
     """What a policy writes when it is shown each log with a request for a new plan; None for a log too long for it."""
-    logs = ["\n".join(f"{turn.role}: {text(turn)}" for turn in episode.turns) for episode in failed]
-    prompts = [(Turn(role="user", content=f"{log}\n\n{PROMPT}"),) for log in logs]
+    prompts = [(Turn(role="user", content=f"{transcript(episode.turns)}\n\n{PROMPT}"),) for episode in failed]
     return ask(policy, prompts, sampling=Sampling(max_tokens=cfg.max_tokens), seed=seed)
-
-
-def text(turn: Turn) -> str:
-    """A turn as a line of a log: what was said, and the calls that were made."""
-    calls = [f"{call.name}({', '.join(f'{k}={v!r}' for k, v in call.arguments.items())})" for call in turn.tool_calls]
-    return " ".join([turn.content, *calls]).strip()

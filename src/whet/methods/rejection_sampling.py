@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from whet import learn
 from whet.agents import Agent
 from whet.config import at_least
-from whet.data import batches, to_examples
+from whet.data import actions, batches, to_examples
 from whet.envs.base import EnvFactory
+from whet.methods import Parts
 from whet.rollout import rollout_groups, success_rates
 from whet.types import Data, Episode, Group
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from whet.runs import Run
 
 NEEDS = ("train",)
+PARTS = Parts(source="self", filter="environment", reuse="drop", update="SFT", schedule="repeat, from the given policy or the current one")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +76,8 @@ def rejection_sampling(
 
 def successes(group: Group, keep: int) -> list[Episode]:
     """The first `keep` successful episodes of a group that differ in what the policy did."""
-    different: dict[tuple[tuple[int, ...], ...], Episode] = {}
+    different: dict[object, Episode] = {}
     for episode in group.episodes:
         if episode.ok and episode.success:
-            different.setdefault(tuple(turn.tokens for turn in episode.turns if turn.trained), episode)
+            different.setdefault(actions(episode), episode)
     return list(different.values())[:keep]

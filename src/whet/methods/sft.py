@@ -13,12 +13,14 @@ from whet.agents import Agent
 from whet.config import at_least
 from whet.data import batches, to_examples
 from whet.envs.base import EnvFactory
+from whet.methods import Parts
 from whet.types import Data
 
 if TYPE_CHECKING:
     from whet.runs import Run
 
 NEEDS = ("experts",)
+PARTS = Parts(source="expert", update="SFT", schedule="once")
 
 
 @dataclass(frozen=True, kw_only=True)

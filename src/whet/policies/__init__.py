@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from whet.errors import ConfigError, did_you_mean, missing_extra
 from whet.policies.base import Policy, Request, Sampling
-from whet.policies.scripted import ExpertPolicy, MixedPolicy, RandomPolicy, ScriptedPolicy
+from whet.policies.scripted import ExpertPolicy, MixedPolicy, RandomPolicy, RolePolicy, ScriptedPolicy
 
 if TYPE_CHECKING:
     from whet.policies.endpoint import EndpointPolicy, Price
@@ -25,13 +25,14 @@ __all__ = [
     "Price",
     "RandomPolicy",
     "Request",
+    "RolePolicy",
     "Sampling",
     "ScriptedPolicy",
     "load_policy",
 ]
 
 _LAZY = {"EndpointPolicy": "endpoint", "Price": "endpoint", "LocalPolicy": "local"}
-_NAMES = ("base", "expert", "random", "openai:MODEL@URL")
+_NAMES = ("base", "expert", "expert@SKILL", "random", "script:ROLE", "openai:MODEL@URL")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -49,8 +50,10 @@ def load_policy(spec: str, **options: Any) -> Policy:
 
         base                     the small model that comes with whet
         expert, random           the environment's own expert; chance level
+        expert@0.8               the expert in 8 of 10 turns, chance in the others
+        script:ROLE              the environment's own script for a role (`Env.role`), such as script:judge
         openai:MODEL[@URL]       an OpenAI-compatible endpoint (options: those of EndpointPolicy)
-        DIRECTORY or owner/name  a Hugging Face causal LM (options: those of LocalPolicy.load, such as dtype)
+        DIRECTORY or owner/name  a Hugging Face causal LM (options: those of LocalPolicy.load, such as dtype), or a saved workflow
 
     Raises ConfigError for a name that is none of these or an option that the policy does not have, and what loading
     the policy raises.
@@ -58,6 +61,9 @@ def load_policy(spec: str, **options: Any) -> Policy:
     if spec in ("expert", "random"):
         _check_options(spec, lambda: None, options)
         return ExpertPolicy() if spec == "expert" else RandomPolicy()
+    if spec.startswith(("expert@", "script:")):
+        _check_options(spec, lambda: None, options)
+        return _scripted(spec)
     if spec.startswith("openai:"):
         return _endpoint(spec.removeprefix("openai:"), options)
     path: str | Path = spec
@@ -69,6 +75,10 @@ def load_policy(spec: str, **options: Any) -> Policy:
                 f"there is no model directory {spec!r}. Give a checkpoint's directory, a hub id, or one of: {', '.join(_NAMES)}"
             )
         raise ConfigError(f"unknown policy {spec!r}: neither a directory nor a hub id (owner/name). {did_you_mean(spec, _NAMES)}")
+    if (Path(path).expanduser() / "workflow.json").is_file():
+        from whet.policies.workflow import load_workflow
+
+        return load_workflow(Path(path).expanduser())
     try:
         from whet.policies.local import LocalPolicy
     except ModuleNotFoundError as error:
@@ -77,6 +87,18 @@ def load_policy(spec: str, **options: Any) -> Policy:
         raise missing_extra(error.name, "train", f"the model {spec!r}") from error
     _check_options(spec, LocalPolicy.load, options)
     return LocalPolicy.load(path, **options)
+
+
+def _scripted(spec: str) -> Policy:
+    if spec.startswith("script:"):
+        if spec == "script:":
+            raise ConfigError("'script:' names no role; write script:ROLE, such as script:judge")
+        return RolePolicy(spec.removeprefix("script:"))
+    try:
+        skill = float(spec.removeprefix("expert@"))
+    except ValueError:
+        raise ConfigError(f"{spec!r} names no skill; write the share of turns that the expert takes, as in expert@0.8") from None
+    return MixedPolicy(ExpertPolicy(), RandomPolicy(), skill, name=spec)
 
 
 def _endpoint(rest: str, options: dict[str, Any]) -> Policy:

@@ -78,6 +78,11 @@ class EndpointPolicy:
         self._client: AsyncOpenAI | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
+    @property
+    def spec(self) -> str:
+        """What `load_policy` makes this policy of again, its options aside."""
+        return f"openai:{self.version}"
+
     def __repr__(self) -> str:
         return f"EndpointPolicy({self.version!r})"
 

@@ -76,18 +76,42 @@ class RandomPolicy(_TextPolicy):
         return written_turn(action)
 
 
+@dataclass(frozen=True)
+class RolePolicy(_TextPolicy):
+    """Speaks a role by the environment's own script (`Env.role`). Raises PolicyError in an environment without one for it."""
+
+    role: str
+
+    @property
+    def version(self) -> str:
+        return f"script:{self.role}"
+
+    actor = "script"
+
+    async def generate(self, request: Request) -> Turn:
+        env = request.env
+        answer = env.role(self.role, request.turns, random.Random(request.seed)) if env is not None else None
+        if answer is None:
+            name = env.name if env is not None else "(none)"
+            raise PolicyError(
+                f"environment {name!r} has no script for the role {self.role!r}; let a model play it (a model's directory, "
+                "openai:MODEL@URL), or define `role(self, role, turns, rng)` there"
+            )
+        return Turn(role="assistant", content=answer, finish="stop") if isinstance(answer, str) else written_turn(answer)
+
+
 class MixedPolicy:
     """Acts by `a` with probability `p` in each turn, else by `b`: a noisy expert, or a learner that is put right.
 
     `a` reads the conversation, so it is the one that may work on tokens; what `b` writes is read by `a`, too.
     """
 
-    def __init__(self, a: Policy, b: Policy, p: float) -> None:
-        """Raises ConfigError unless p is in [0, 1]."""
+    def __init__(self, a: Policy, b: Policy, p: float, *, name: str = "") -> None:
+        """`name` is the version, unless the parts' versions are to make one. Raises ConfigError unless p is in [0, 1]."""
         if not 0 <= p <= 1:
             raise ConfigError(f"p is {p!r}; expected a probability in [0, 1]")
         self.a, self.b, self.p = a, b, p
-        self.version = f"{p:g}*{a.version}+{1 - p:g}*{b.version}"
+        self.version = name or f"{p:g}*{a.version}+{1 - p:g}*{b.version}"
         self.actor = "mixed"
 
     def observe(self, turns: Sequence[Turn], new: Sequence[Turn], tools: Sequence[Tool]) -> tuple[Turn, ...]:

@@ -1,6 +1,6 @@
 """Runs agents in environments: the only place with concurrency, deadlines, retries, forks and replay."""
 
-from whet.rollout.ask import ask
+from whet.policies.ask import ask
 from whet.rollout.limits import Limits
 from whet.rollout.replay import Prefix
 from whet.rollout.runner import arollout, arollout_groups, rollout, rollout_groups

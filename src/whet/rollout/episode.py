@@ -387,10 +387,11 @@ class _Attempt:
         agent, prefix = self.setting.agent, self.job.prefix
         notes = (*agent.memory.get("", ()), *agent.memory.get(self.job.task.id, ()))
         instructions = self._env.instructions if self._env is not None else ""
+        told = (instructions, agent.instructions, notes, *([agent.suffix] if agent.suffix else []))
         tags: dict[str, Any] = {
             "actor": getattr(self.policy, "actor", "self"),
             "temperature": agent.sampling.temperature,
-            "prompt": hashlib.blake2b(repr((instructions, agent.instructions, notes)).encode(), digest_size=4).hexdigest(),
+            "prompt": hashlib.blake2b(repr(told).encode(), digest_size=4).hexdigest(),
             "info": dict(self._last.info) if self._last is not None else {},
         }
         if self.setting.tag:

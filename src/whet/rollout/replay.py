@@ -96,7 +96,7 @@ def compare(task: Task, action: int, recorded: Sequence[Turn], seen: Sequence[Tu
 def _same(recorded: Turn, seen: Turn, *, opening: bool) -> bool:
     if recorded.role != seen.role:
         return False
-    return recorded.content == seen.content or (opening and recorded.content.endswith("\n" + seen.content))
+    return recorded.content == seen.content or (opening and f"\n{seen.content}\n" in f"\n{recorded.content}\n")
 
 
 def _text(turns: Sequence[Turn]) -> str:

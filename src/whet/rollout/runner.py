@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
-import threading
 import time
 from collections import Counter, deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from functools import reduce
 from operator import add
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from whet.agents import Agent
 from whet.envs.base import Env, EnvFactory
 from whet.errors import ConfigError, EnvError, PolicyError, SplitError
 from whet.policies.gate import current_gate
+from whet.policies.loop import run_sync
 from whet.rollout.calls import Calls, WaveGate
 from whet.rollout.episode import Failure, Job, Setting, play
 from whet.rollout.garbage import rare_collections
@@ -33,7 +32,6 @@ _HANGS = 3
 """Calls that may hang before one of their kind has ever returned."""
 _GRACE = 1.0
 """Seconds that environment calls under way get when a rollout is cancelled."""
-T = TypeVar("T")
 
 
 class Recorder(Protocol):
@@ -266,64 +264,3 @@ class _Rollout:
             if task.done() and not task.cancelled():
                 task.exception()  # one of them is raised already; asyncio would complain about the others
         self._setting.calls.close()
-
-
-def run_sync(main: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end in an event loop of its own; Ctrl-C cancels it and then raises KeyboardInterrupt.
-
-    Unlike `asyncio.run` it never waits for tasks that ignore being cancelled, nor for threads.
-    """
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        pass
-    else:
-        main.close()
-        raise ConfigError(
-            "this call waits for episodes, and it was made inside a running event loop (a notebook, or a coroutine), which would stand "
-            "still meanwhile. Write `await arollout(...)` or `await arollout_groups(...)` there."
-        )
-    loop = asyncio.new_event_loop()
-    task = loop.create_task(main)
-    interrupts = 0
-
-    def on_interrupt(signum: int, frame: object) -> None:
-        nonlocal interrupts
-        interrupts += 1
-        loop.set_exception_handler(lambda loop, context: None)  # asyncio would print what a second one breaks off
-        if interrupts > 1 or task.done():
-            raise KeyboardInterrupt
-        task.cancel()
-        loop.call_soon_threadsafe(lambda: None)  # wake the loop up
-
-    main_thread = threading.current_thread() is threading.main_thread()
-    # SIGTERM, too, where a program has made it the same as Ctrl-C
-    ours = [s for s in (signal.SIGINT, signal.SIGTERM) if main_thread and signal.getsignal(s) is signal.default_int_handler]
-    for number in ours:
-        signal.signal(number, on_interrupt)
-    try:
-        return loop.run_until_complete(task)
-    except asyncio.CancelledError:
-        if interrupts:
-            raise KeyboardInterrupt from None
-        raise
-    finally:
-        for number in ours:
-            signal.signal(number, signal.default_int_handler)
-        _drain(loop, task)
-
-
-def _drain(loop: asyncio.AbstractEventLoop, main: asyncio.Task[Any]) -> None:
-    """Close a loop: `main` is cancelled and waited for (it bounds its own end), anything else gets a moment."""
-    if not main.done():  # a second Ctrl-C, or a signal handler of the caller's
-        main.cancel()
-        loop.run_until_complete(asyncio.wait({main}))
-    if not main.cancelled():
-        main.exception()
-    left = asyncio.all_tasks(loop)
-    for task in left:
-        task.cancel()
-    if left:
-        loop.run_until_complete(asyncio.wait(left, timeout=_GRACE))
-    loop.run_until_complete(loop.shutdown_asyncgens())
-    loop.close()

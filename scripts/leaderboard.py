@@ -1,0 +1,91 @@
+"""Runs the comparisons of a family of methods, and keeps their results as data.
+
+    python scripts/leaderboard.py FAMILY [METHOD ...] [--seeds 3] [--workers 2]
+
+A comparison that was interrupted goes on where it was; one that is finished costs nothing. Results go to
+results/FAMILY/METHOD.json, and the table of all that are there to results/FAMILY.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from whet import methods, presets
+from whet.evals import Comparison
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(family: str, name: str, entry: dict[str, Any], seeds: int, workers: int) -> bool:
+    """One comparison, in runs/leaderboard/FAMILY/METHOD; whether it was finished."""
+    out = ROOT / "runs" / "leaderboard" / family / name
+    command = [sys.executable, "-m", "whet.cli", "compare", "--env", entry["env"], "--model", "base"]
+    command += ["--preset", f"{family}/{name}", "--recipes", ",".join(entry["recipes"]), "--baseline", entry["baseline"]]
+    command += ["--seeds", str(seeds), "--workers", str(workers), "--out", str(out)]
+    if subprocess.run(command).returncode:
+        return False
+    (ROOT / "results" / family).mkdir(parents=True, exist_ok=True)
+    record = json.loads((out / "comparison.json").read_text())
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    record["made"] = {"date": str(datetime.date.today()), "machine": machine, "claim": entry["claim"]}
+    (ROOT / "results" / family / f"{name}.json").write_text(json.dumps(record, separators=(",", ":")) + "\n")
+    return True
+
+
+def table(family: str) -> str:
+    """A row for each comparison, as Markdown: the claim, then its notes; then each comparison in full."""
+    head = ["method", "paper", "environment", "held against", "tasks, seeds", "success [95%]", "the other's", "difference", "made"]
+    lines, wholes = [head, ["---"] * len(head)], []
+    for path in sorted((ROOT / "results" / family).glob("*.json")):
+        comparison, record, method = Comparison.load(path), json.loads(path.read_text()), methods.get(path.stem)
+        made = record["made"]
+        rows = {row.recipe: row for row in comparison.rows if not row.part}
+        ours = rows[made["claim"]]
+        other = rows[ours.baseline or ""]
+        evaluation = next(iter(comparison.evaluations.values()))[0]
+        size = f"{ours.success.n}, {len(ours.seeds)}"
+        scores = [points(ours.success), points(other.success), f"{points(ours.difference, '+')}"]
+        lines.append([method.name, method.paper, evaluation.env, other.recipe, size, *scores, f"{made['date']}, {made['machine']}"])
+        wholes.append(f"## {method.title}\n\n{comparison.markdown().strip()}\n")
+    rows_of = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    about = (
+        f"Made by `make leaderboard FAMILY={family}`. Success on held-out test tasks, sampled at temperature 1; intervals are clustered\n"
+        "by task, differences paired by task and seed. Who speaks by a script is named under each comparison."
+    )
+    return f"{about}\n\n{rows_of}\n\n" + "\n".join(wholes)
+
+
+def points(value: Any, sign: str = "") -> str:
+    """A mean with its interval, in points of a hundred."""
+    return f"{100 * value.mean:{sign}.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("family", choices=sorted(presets.FAMILIES))
+    parser.add_argument("methods", nargs="*", metavar="METHOD", help="only these")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2)
+    args = parser.parse_args()
+    board = presets.FAMILIES[args.family]
+    unknown = set(args.methods) - set(board)
+    if unknown:
+        parser.error(f"not in {args.family}: {', '.join(sorted(unknown))}; expected {', '.join(board)}")
+    failed = [name for name in args.methods or board if not run(args.family, name, board[name], args.seeds, args.workers)]
+    if (ROOT / "results" / args.family).exists():
+        (ROOT / "results" / f"{args.family}.md").write_text(table(args.family))
+    for name in failed:
+        print(f"error: the comparison of {name} was not finished", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""The preset `quick`: each method with an environment that shows what it is for, at a size that takes minutes on two cores.
+
+Sizes here are for a look, not for a result: what a method gains is in the tables under results/.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+QUICK: dict[str, dict[str, Any]] = {
+    "sft": {"env": "search:hops=1-3", "expert_episodes": 16, "epochs": 4, "lr": 5e-4, "batch_size": 8},
+    "rejection_sampling": {
+        "env": "search:hops=1-2",
+        "train_tasks": 128,
+        "iterations": 2,
+        "samples": 8,
+        "keep": 4,
+        "restart": False,
+        "epochs": 1,
+        "lr": 5e-4,
+        "batch_size": 32,
+    },
+    "eto": {
+        "env": "search:hops=1-3",
+        "expert_episodes": 32,
+        "iterations": 3,
+        "samples": 8,
+        "explore_temperature": 1.0,
+        "beta": (0.5,),
+        "lr": (5e-5,),
+        "epochs": 1,
+    },
+    "grpo": {"env": "search:hops=1-2", "train_tasks": 128, "steps": 16, "tasks_per_step": 8, "group_size": 8, "lr": 5e-4, "kl": 0.0},
+    "envisions": {
+        "env": "search:hops=1-2",
+        "train_tasks": 96,
+        "iterations": 3,
+        "samples": 3,
+        "restart": False,
+        "lr": 5e-4,
+        "batch_size": 16,
+    },
+    "reflexion": {"env": "search:hops=1-2", "train_tasks": 64, "trials": 3, "reflector": "environment"},
+}
+"""Method -> the environment it is shown on, sizes of the data, and its options."""
+SIZES = {"train_tasks": 128, "dev_tasks": 32, "test_tasks": 64, "expert_episodes": 32}
+"""Where a method says nothing else."""

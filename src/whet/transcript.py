@@ -1,0 +1,33 @@
+"""Conversations as plain text: what reflectors, judges and people read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import cast
+
+from whet.types import Role, Turn
+
+_HEAD = re.compile(r"^(system|user|assistant|tool): ?", re.MULTILINE)
+
+
+def line(turn: Turn) -> str:
+    """A turn without its role: what was said, and the calls that were made."""
+    calls = [f"{call.name}({', '.join(f'{key}={value!r}' for key, value in call.arguments.items())})" for call in turn.tool_calls]
+    return " ".join([turn.content, *calls]).strip()
+
+
+def transcript(turns: Sequence[Turn], *, opening: bool = True) -> str:
+    """A line `role: text` for each turn; without `opening`, only from the first assistant turn on."""
+    first = 0 if opening else next((i for i, turn in enumerate(turns) if turn.trained), len(turns))
+    return "\n".join(f"{turn.role}: {line(turn)}" for turn in turns[first:])
+
+
+def read_transcript(text: str) -> list[Turn]:
+    """The turns of a transcript, each with its whole line as content, for scripts that read what a model would read.
+
+    A line of an observation that itself begins with a role and a colon is taken for a turn.
+    """
+    heads = list(_HEAD.finditer(text))
+    ends = [head.start() for head in heads[1:]] + [len(text)]
+    return [Turn(role=cast(Role, head[1]), content=text[head.end() : end].strip()) for head, end in zip(heads, ends)]
