@@ -71,7 +71,9 @@ def practise(agent, data, *, env, run, cfg):
 def install():
     from whet import methods, policies
     made = {
-        name: SimpleNamespace(name=name, function=practise, config=Config, title="Toy practice", paper="none", needs=frozenset({"train"}))
+        name: methods.Method(
+            name=name, function=practise, config=Config, title="Toy practice", paper="none", needs=("train",), parts=methods.Parts(source="self")
+        )
         for name in ("sft", "grpo")
     }
     load = policies.load_policy
