@@ -429,7 +429,8 @@ def test_a_score_in_the_benchmarks_terms():
 
 
 @needs_checkout
-@pytest.mark.parametrize("domain", ["telecom", *(pytest.param(domain, marks=pytest.mark.slow) for domain in ("retail", "airline"))])
+@pytest.mark.slow
+@domains
 def test_the_contract(domain):
     report = check_env(f"tau2:{domain},path={CHECKOUT}", tasks=2)
     assert report.ok, report
