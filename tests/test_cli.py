@@ -72,7 +72,7 @@ def install():
     from whet import methods, policies
     made = {
         name: methods.Method(
-            name=name, function=practise, config=Config, title="Toy practice", paper="none", needs=("train",), parts=methods.Parts(source="self")
+            name=name, function=practise, config=Config, title="Toy", paper="none", needs=("train",), parts=methods.Parts(source="self")
         )
         for name in ("sft", "grpo")
     }

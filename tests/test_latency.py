@@ -83,6 +83,7 @@ class Clocked(Search):
     Where the engine has nothing to do the page comes at once, and that is counted.
     """
 
+    step = Env.step
     max_turns = 4
     tool_timeout = 20.0
     engine: ClassVar[Engine]
