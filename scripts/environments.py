@@ -99,6 +99,7 @@ ENVIRONMENTS = {
         also="Java 8 or later",
     ),
     "verifiers": About(licence="MIT", pip=("[verifiers]",)),
+    "workshop": About(licence="Apache-2.0 (part of whet)", specs=("workshop", "workshop:depth=1", "workshop:depth=3")),
 }
 
 

@@ -57,7 +57,9 @@ def test_a_turn_that_was_cut_off_is_closed_by_what_follows(chat):
     assert cut[1:] == closed
 
 
-MARKED = st.lists(st.one_of(TEXT, st.sampled_from(["<|im_start|>", "<|im_end|>", "<tool_call>", "\n", " ", "<|im_", "friend"]))).map("".join)
+MARKED = st.lists(st.one_of(TEXT, st.sampled_from(["<|im_start|>", "<|im_end|>", "<tool_call>", "\n", " ", "<|im_", "friend"]))).map(
+    "".join
+)
 
 
 @settings(deadline=None, max_examples=200)

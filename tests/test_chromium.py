@@ -90,9 +90,9 @@ def test_a_page_answers(pages, tmp_path):
     assert page.evaluate("new Promise((resolve) => setTimeout(resolve, 20, [1, 'é']))") == [1, "é"]
     with pytest.raises(EnvError, match="ReferenceError: nothing is not defined"):
         page.evaluate("nothing")
-    with pytest.raises(EnvError, match="refused Page.fly"):
+    with pytest.raises(EnvError, match=r"refused Page\.fly"):
         page.do(("Page.fly", {}))
-    with pytest.raises(EnvError, match="cannot open file://.*missing.html: net::ERR_FILE_NOT_FOUND"):
+    with pytest.raises(EnvError, match=r"cannot open file://.*missing\.html: net::ERR_FILE_NOT_FOUND"):
         page.load((tmp_path / "missing.html").as_uri())
     assert page.alive
     assert page.evaluate("'x'.repeat(3_000_000).length") == 3_000_000
@@ -206,27 +206,30 @@ def listener():
     listener.close()
 
 
-# Each ends by itself, whatever comes of it. `<WEB>` is http://<HOST>:<TCP>.
+# Each ends by itself, whatever comes of it.
+PEER = """new Promise((r) => {{
+  const peer = new RTCPeerConnection({{ iceServers: [{{ urls: '{server}', username: 'a', credential: 'b' }}] }});
+  peer.createDataChannel('a');
+  peer.createOffer().then((offer) => peer.setLocalDescription(offer));
+  setTimeout(() => {{ peer.close(); r(1); }}, 1500);
+}})"""
+LOADED = "new Promise((r) => {{ const x = document.createElement('{tag}'); x.onload = x.onerror = () => r(1); x.src = '<WEB>'; {then} }})"
+SENT = "fetch('<WEB>', { mode: 'no-cors' }).catch(() => 0)"
 ATTEMPTS = {
-    "fetch": "fetch('<WEB>/a', { mode: 'no-cors' }).catch(() => 0).then(() => 1)",
-    "XMLHttpRequest": "new Promise((r) => { const x = new XMLHttpRequest(); x.open('GET', '<WEB>/a'); x.onloadend = () => r(1); x.send(); })",
-    "image": "new Promise((r) => { const x = new Image(); x.onload = x.onerror = () => r(1); x.src = '<WEB>/a'; })",
-    "script": "new Promise((r) => { const x = document.createElement('script'); x.onload = x.onerror = () => r(1);"
-    " x.src = '<WEB>/a'; document.head.append(x); })",
-    "frame": "new Promise((r) => { const x = document.createElement('iframe'); x.onload = () => r(1); x.src = '<WEB>/a';"
-    " document.body.append(x); })",
-    "beacon": "navigator.sendBeacon('<WEB>/a', 'x')",
-    "WebSocket": "new Promise((r) => { const x = new WebSocket('<WEB>/a'.replace('http', 'ws')); x.onopen = x.onerror = () => r(1); })",
-    "EventSource": "new Promise((r) => { const x = new EventSource('<WEB>/a'); x.onopen = x.onerror = () => { x.close(); r(1); }; })",
-    "worker": "new Promise((r) => { const x = new Worker(URL.createObjectURL(new Blob("
-    "[\"fetch('<WEB>/a', { mode: 'no-cors' }).catch(() => 0).then(() => postMessage(1))\"]))); x.onmessage = () => r(1); })",
-    "STUN": "new Promise((r) => { const x = new RTCPeerConnection({ iceServers: [{ urls: 'stun:<HOST>:<UDP>' }] });"
-    " x.createDataChannel('a'); x.createOffer().then((offer) => x.setLocalDescription(offer)); setTimeout(() => { x.close(); r(1); }, 1500); })",
-    "TURN": "new Promise((r) => { const x = new RTCPeerConnection({ iceServers: [{ urls: 'turn:<HOST>:<TCP>?transport=tcp', username: 'a',"
-    " credential: 'b' }] }); x.createDataChannel('a'); x.createOffer().then((offer) => x.setLocalDescription(offer));"
-    " setTimeout(() => { x.close(); r(1); }, 1500); })",
+    "fetch": f"{SENT}.then(() => 1)",
+    "XMLHttpRequest": "new Promise((r) => { const x = new XMLHttpRequest(); x.open('GET', '<WEB>'); x.onloadend = () => r(1); x.send(); })",
+    "image": LOADED.format(tag="img", then=""),
+    "script": LOADED.format(tag="script", then="document.head.append(x);"),
+    "frame": LOADED.format(tag="iframe", then="document.body.append(x);"),
+    "beacon": "navigator.sendBeacon('<WEB>', 'x')",
+    "WebSocket": "new Promise((r) => { const x = new WebSocket('ws://<HOST>:<TCP>/'); x.onopen = x.onerror = () => r(1); })",
+    "EventSource": "new Promise((r) => { const x = new EventSource('<WEB>'); x.onerror = () => { x.close(); r(1); }; })",
+    "worker": 'new Promise((r) => { const code = new Blob(["' + SENT + '.then(() => postMessage(1))"]);'
+    " new Worker(URL.createObjectURL(code)).onmessage = () => r(1); })",
+    "STUN": PEER.format(server="stun:<HOST>:<UDP>"),
+    "TURN": PEER.format(server="turn:<HOST>:<TCP>?transport=tcp"),
     "WebTransport": "(async () => { try { await new WebTransport('https://<HOST>:<UDP>/').ready; } catch (error) {} return 1; })()",
-    "navigation": "(location.href = '<WEB>/a', 1)",
+    "navigation": "(location.href = '<WEB>', 1)",
 }
 
 
@@ -236,8 +239,8 @@ def try_all(page: Page, listener: Listener, host: str, blank: str) -> dict[str, 
     for name, script in ATTEMPTS.items():
         page.load(blank)
         listener.heard.clear()
-        for word, meaning in {"<WEB>": "http://<HOST>:<TCP>", "<HOST>": host, "<TCP>": str(listener.tcp), "<UDP>": str(listener.udp)}.items():
-            script = script.replace(word, meaning)
+        for word, meaning in (("<WEB>", "http://<HOST>:<TCP>/a"), ("<HOST>", host), ("<TCP>", listener.tcp), ("<UDP>", listener.udp)):
+            script = script.replace(word, str(meaning))
         page.evaluate(script)
         comes_true(lambda: listener.heard, 1.5)
         told[name] = list(listener.heard)
@@ -284,7 +287,7 @@ def test_a_script_that_never_ends_is_given_up_and_ends_with_its_tab(pages):
     begin = time.monotonic()
     with pytest.raises(BrowserHung, match=f"did not answer Runtime.evaluate within {ANSWER:g} s"):
         hung.evaluate(ENDLESS)
-    assert ANSWER <= time.monotonic() - begin < ANSWER + 2
+    assert ANSWER <= time.monotonic() - begin < ANSWER + 5
     assert other.evaluate("1 + 1") == 2, "its neighbour goes on meanwhile"
     assert process.is_running()
     hung.close()

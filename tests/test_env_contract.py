@@ -25,6 +25,8 @@ BUNDLED = (
     "gymnasium:Taxi-v4,max_turns=30",
     "gymnasium:CartPole-v1",
     "examples/shop.py:Shop",
+    "workshop",
+    "workshop:depth=4,rules=24,reward=graded",
 )
 
 

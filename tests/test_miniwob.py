@@ -4,6 +4,7 @@ import gc
 import random
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from whet.envs import Action, miniwob
 from whet.envs.calling import caller_of
 from whet.envs.check import CHECKS
 from whet.envs.chromium import ANSWER
-from whet.envs.miniwob import HTML, PAGES, VISUAL, MiniWoB, pages
+from whet.envs.miniwob import CODES, HTML, PAGES, VISUAL, MiniWoB, pages
 from whet.envs.miniwob_experts import EXPERTS
 from whet.errors import ConfigError, EnvError
 from whet.evals import evaluate
@@ -238,7 +239,9 @@ def test_what_a_model_gets_wrong_is_told_to_it():
 @slow
 def test_fields_that_cannot_be_changed_and_elements_that_are_covered():
     env = begin("choose-date")
-    assert text(env.step(call("type", element=1, text="5"))) == "error: element 1 is a field that cannot be changed; it cannot be written into"
+    assert (
+        text(env.step(call("type", element=1, text="5"))) == "error: element 1 is a field that cannot be changed; it cannot be written into"
+    )
     env.close()
     env = begin("login-user-popup")
     assert "[5] button Cancel" in text(env.step(call("click", element=1))), "a dialog comes up"
@@ -288,7 +291,8 @@ def test_pages_without_a_solution_have_no_expert():
 
 @slow
 @pytest.mark.parametrize(
-    ("page", "low", "high"), [("click-test", 1.0, 1.0), ("click-button", 0.3, 0.9), ("click-checkboxes", 0.0, 0.2), ("login-user", 0.0, 0.2)]
+    ("page", "low", "high"),
+    [("click-test", 1.0, 1.0), ("click-button", 0.3, 0.9), ("click-checkboxes", 0.0, 0.2), ("login-user", 0.0, 0.2)],
 )
 def test_chance(page, low, high):
     factory = load_env(f"miniwob:task={page}")
@@ -312,23 +316,38 @@ def test_replay_is_exact_however_long_it_takes(page):
         assert again == seen
 
 
+def wild(env: MiniWoB, rng: random.Random) -> Action:
+    """Anything that a model may do, sensible or not."""
+    elements = [element.id for element in env._view.elements] or [1]
+    one, other = rng.choice(elements), rng.choice(elements)
+    options = next(iter(e.options for e in env._view.elements if e.id == one), ())
+    return rng.choice((
+        call("press", key=rng.choice(list(CODES))), call("drag", element=one, onto=other), call("click", element=one),
+        call("hover", element=one), call("scroll", element=one, to=rng.choice(("top", "bottom"))),
+        call("select", element=one, option=rng.choice(options)) if options else call("click", element=other),
+        call("type", element=one, text=rng.choice(("", "é\n", "<b>\t", *env._view.goal.split()))),
+    ))  # fmt: skip
+
+
+@slow
+@pytest.mark.timeout(900)
+def test_wild_episodes_on_every_page_break_nothing_and_replay_exactly():
+    def differs(page: str) -> bool:
+        task, rng = MiniWoB(task=page).tasks("train", 1)[0], random.Random(page)
+        seen, done = play(MiniWoB(task=page, max_turns=10), task, lambda env, turn: wild(env, rng))
+        again, _ = play(MiniWoB(task=page, max_turns=10), task, lambda env, turn: done[turn])
+        return again != seen
+
+    with ThreadPoolExecutor(6) as threads:
+        found = dict(zip(pages(), threads.map(differs, pages())))
+    assert not [page for page, different in found.items() if different]
+
+
 @slow
 @pytest.mark.parametrize("page", ["click-scroll-list", "order-food", "scroll-text-2", "social-media-all"])
 def test_scrolling_is_exact_too(page):
-    """Keys, dragging and scrolling in and around content that scrolls."""
-
-    def wild(env, rng):
-        elements = env._view.elements
-        one, other = rng.choice(elements).id, rng.choice(elements).id
-        keys = ("PageDown", "PageUp", "End", "Home", "Space", "ArrowDown", "Tab")
-        return rng.choice((
-            call("press", key=rng.choice(keys)), call("drag", element=one, onto=other), call("click", element=one),
-            call("hover", element=one), call("scroll", element=one, to=rng.choice(("top", "bottom"))),
-        ))  # fmt: skip
-
     for index in range(3):
-        task = MiniWoB(task=page).tasks("train", 1, index)[0]
-        rng = random.Random(index)
+        task, rng = MiniWoB(task=page).tasks("train", 1, index)[0], random.Random(index)
         seen, done = play(MiniWoB(task=page), task, lambda env, turn, rng=rng: wild(env, rng))
         again, _ = play(MiniWoB(task=page), task, lambda env, turn, done=done: done[turn])
         assert again == seen
@@ -398,7 +417,7 @@ def test_no_more_episodes_at_once_than_there_are_pages(monkeypatch):
     assert all(episode.success for episode in episodes)
     assert 1 < max(taken) <= 3
     assert MiniWoB.__dict__["max_concurrent"] == 3
-    assert PAGES == miniwob._pool().size
+    assert miniwob._pool().size == PAGES
 
 
 @slow
@@ -486,7 +505,8 @@ var genProblem = function() {{
 }};
 window.onload = function() {{ core.startEpisode(); }};
 </script></head>
-<body><div id="wrap"><div id="query"></div><div id="area"><button id="hang">Hang</button><button id="end">End</button></div></div></body></html>
+<body><div id="wrap"><div id="query"></div>
+<div id="area"><button id="hang">Hang</button><button id="end">End</button></div></div></body></html>
 """
 
 
@@ -508,15 +528,11 @@ def test_a_page_that_hangs_ends_by_its_deadline_and_is_no_zero(hanging):
 
     begun = time.monotonic()
     episodes = rollout(Agent(ScriptedPolicy(act)), hanging, hanging.tasks("train", 3), limits=Limits(retries=1))
-    assert time.monotonic() - begun < 2 * (ANSWER + 10)
+    assert time.monotonic() - begun < 3 * ANSWER, "two attempts, each given up after ANSWER seconds"
     assert [(e.stop, e.reason, e.ok) for e in episodes] == [(Stop.ERROR, "BrowserHung", False), *[(Stop.TERMINATED, "done", True)] * 2]
     assert episodes[0].tags["broken"] == {"BrowserHung": 2}
     assert "did not answer" in episodes[0].error
     assert miniwob._pool().counts().taken == 0
-    busy = [p for e in miniwob._pool()._records.values() for p in processes(e.item.browser)]
-    before = sum(p.cpu_times().user for p in busy)
-    time.sleep(1.0)
-    assert sum(p.cpu_times().user for p in busy) - before < 0.5, "the script that never ends went with its tab"
 
 
 @slow

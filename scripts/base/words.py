@@ -1,17 +1,7 @@
 """The words of the embedded model's procedural text: plain lists, so that the corpus needs no download."""
 
 from whet.envs.search import NAMES, RELATIONS
-
-NOUNS = """
-apple arm bag ball bank basket bear bed bell bird boat book bottle bowl box boy bread bridge brush bus cake camera candle car card carpet
-cat chair cheese city clock cloud coat coffee coin corn cow cup day desk dog doll door dress drum duck ear egg engine eye face farm field
-fire fish flag floor flower fork forest fox frog garden gate ghost girl glass glove goat gold grape grass hall hammer hand hat hill home
-horse house ice ink iron island item jacket jar job key king kite knife ladder lake lamp leaf lemon letter lion list lock map market milk
-mirror money moon mouse name nest net night number oil onion orange order page paint pan paper park pear pen pencil phone picture pie pig
-pillow plane plant plate pocket price queen rabbit radio rain ring river road rock roof room root rope rose salt sand school sea seed
-sheep shelf ship shirt shoe shop silver sink snake snow soap sock soup spoon star stone store street sugar sun table tail tea tent ticket
-tiger toy train tree truck vase village wall watch water wheel window wind wolf wood wool word
-""".split()  # noqa: SIM905
+from whet.envs.words import NOUNS
 
 VERBS = """
 add answer ask bring buy call carry check close come cook cost count cut draw drink drive drop eat explore fall find finish fly follow get

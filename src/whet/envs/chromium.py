@@ -23,7 +23,6 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from whet.envs.chromium_process import executable, gone, profile, spawn
@@ -35,7 +34,7 @@ RETIRE_AFTER = 64
 """Pages that a browser opens in its life."""
 START = 30.0
 """Seconds that a browser may take to start."""
-ANSWER = 10.0
+ANSWER = 20.0
 """Seconds that a page may take to answer."""
 EXIT = 3.0
 """Seconds that a browser may take to end before it is killed."""

@@ -25,6 +25,7 @@ from typing import Any, Literal, get_args
 
 from whet.envs import chromium
 from whet.envs.base import Action, Env, Step, ToolError
+from whet.envs.chromium_process import executable
 from whet.envs.miniwob_experts import EXPERTS, FIELDS, Element, View
 from whet.envs.pool import Pool
 from whet.errors import ConfigError, EnvError, did_you_mean, missing_extra
@@ -94,6 +95,7 @@ class MiniWoB(Env):
     instructions = "Reach the goal on the web page. Elements are named by their numbers."
     max_tokens = 48
     inline = False
+    reset_timeout = 120.0
     step_timeout = 60.0
     max_concurrent = PAGES
 
@@ -107,7 +109,7 @@ class MiniWoB(Env):
                 raise ConfigError(f"miniwob has no page {page!r}. {did_you_mean(page, (*pages(), *sets))}")
         if max_turns < 1:
             raise ConfigError(f"max_turns is {max_turns}; expected 1 or more")
-        chromium.executable()
+        executable()
         self.max_turns = max_turns  # type: ignore[misc]
         self._chosen = chosen
         self._lease: _Lease | None = None
@@ -337,9 +339,9 @@ class _Lease:
     """A page of the pool for one episode. It goes back when the episode is closed or nobody holds its environment any more."""
 
     def __init__(self, env: MiniWoB) -> None:
-        page = _pool().take(PATIENCE)
-        self._borrowed = _Borrowed(page, [])
-        self.end = weakref.finalize(env, _give_back, self._borrowed)
+        pool = _pool()
+        self._borrowed = _Borrowed(pool.take(PATIENCE), [])
+        self.end = weakref.finalize(env, _give_back, pool, self._borrowed)
 
     def load(self, url: str) -> None:
         self._guard(lambda page: page.load(url))
@@ -359,8 +361,8 @@ class _Lease:
             raise
 
 
-def _give_back(borrowed: _Borrowed) -> None:
-    _pool().give(borrowed.page, broken=bool(borrowed.broken))
+def _give_back(pool: Pool[chromium.Page], borrowed: _Borrowed) -> None:
+    pool.give(borrowed.page, broken=bool(borrowed.broken))
 
 
 def _action(name: str, **arguments: Any) -> Action:

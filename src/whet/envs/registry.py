@@ -54,6 +54,7 @@ _BUNDLED = {
     "textworld": "whet.envs.textworld:TextWorld",
     "textworldexpress": "whet.envs.textworldexpress:TextWorldExpress",
     "verifiers": "whet.envs.verifiers:Verifiers",
+    "workshop": "whet.envs.workshop:Workshop",
 }
 _FILE = re.compile(r"(?P<path>.*?\.py)(?::(?P<name>[^:=,]*))?(?::(?P<options>.*))?", re.DOTALL)
 _MODULE = re.compile(r"(?P<path>\w+(?:\.\w+)*):(?P<name>[A-Za-z_]\w*)(?::(?P<options>.*))?", re.DOTALL)

@@ -22,23 +22,13 @@ from whet.envs.probe import made_up
 from whet.envs.tau2.checkout import DOMAINS, Domain, needs_model, open_domain
 from whet.errors import ConfigError, EnvError, ToolError, did_you_mean
 from whet.seeding import derive_seed
-from whet.tools.function import Tool
+from whet.tools.function import Tool, tool
 from whet.types import Split, Task, ToolCall, Turn
 
 Retrieval = Literal["bm25", "bm25_grep", "grep_only", "golden_retrieval", "full_kb", "no_knowledge"]
 """How documents are found in banking_knowledge: the benchmark's variants that need neither a paid service nor a shell."""
 DONE = "done"
 """Ends an episode, as the benchmark's own tool does in solo mode."""
-TELL = Tool(
-    name=DONE,
-    description="End the work on the request.",
-    parameters={
-        "type": "object",
-        "properties": {"message": {"type": "string", "description": "What the customer is told: results, amounts, reasons."}},
-        "required": ["message"],
-    },
-)
-"""`done` in domains where the benchmark would have the agent talk to a user."""
 LONGEST = 100
 """Turns that its 200 steps leave the agent, every other one being the environment's."""
 MOST_ERRORS = 10
@@ -64,6 +54,9 @@ class Tau2(Env):
     max_tokens = 1024
     max_output = 100_000
     inline = False
+    max_concurrent = 32
+    reset_timeout = step_timeout = 300.0
+    """Databases are read and judged by Python alone, a second each in airline; episodes that do so at once wait for one another."""
     splits: ClassVar[tuple[Split, ...]] = ("train", "test")
 
     def __init__(
@@ -121,7 +114,7 @@ class Tau2(Env):
     @property
     def tools(self) -> tuple[Tool, ...]:
         """The tools of agent and user, and `done`."""
-        return self._domain.tools if self._domain.solo else (*self._domain.tools, TELL)
+        return self._domain.tools if self._domain.solo else (*self._domain.tools, *super().tools)
 
     # -- the episode -----------------------------------------------------------------------------------------------------
 
@@ -165,7 +158,7 @@ class Tau2(Env):
     def call_tool(self, name: str, arguments: dict[str, Any]) -> str:
         """What the benchmark's environment answers; `done` has its evaluators judge the conversation."""
         if name == DONE:
-            return self._judged(str(arguments.get("message", "")))
+            return self._judged() if self._domain.solo else self.done(**arguments)
         if name == "calculate" and "**" in str(arguments.get("expression", "")):
             raise ToolError("powers are not calculated here; write them as products")  # eval would not come back from 9**9**9
         message, environment = self._domain.message, self._environment
@@ -179,9 +172,18 @@ class Tau2(Env):
             raise ToolError(str(answer.content).removeprefix("Error: "))
         return str(answer.content)
 
-    def _judged(self, said: str) -> str:
-        if said.strip():
-            self._trajectory.append(self._domain.message.AssistantMessage(role="assistant", content=said))
+    @tool
+    def done(self, message: str) -> str:
+        """End the work on the request.
+
+        Args:
+            message: What the customer is told: results, amounts, reasons.
+        """
+        if message.strip():
+            self._trajectory.append(self._domain.message.AssistantMessage(role="assistant", content=message))
+        return self._judged()
+
+    def _judged(self) -> str:
         reward, parts = self._domain.judge(self._task, self._trajectory)
         self._told = {"reason": "done", "parts": parts} | ({"unjudged": "NL_ASSERTION"} if needs_model(self._task) else {})
         return self.finish(reward=reward)
@@ -206,7 +208,7 @@ class Tau2(Env):
     def random_action(self, rng: random.Random) -> Action:
         """A tool drawn by chance with made-up arguments of its types; `done` once in ten."""
         ending = rng.random() < 0.1
-        return made_up(tuple(tool for tool in self.tools if (tool.name == DONE) is ending), rng)
+        return made_up(tuple(t for t in self.tools if (t.name == DONE) is ending), rng)
 
 
 def _splits(domain: Domain, dev: int, full: bool) -> dict[Split, list[str]]:

@@ -1,0 +1,146 @@
+"""What the scripts of roles (`Env.role`) have in common: the state that a prompt is about, and judging it.
+
+A prompt shows an episode as turns, or as a transcript between tags (`whet.transcript`, `policies.forms.quote`). Its calls are
+made again in a twin of the environment, so that a script says what is so, whoever acted and whatever was told.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import random
+import re
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
+
+from whet.envs.base import Action, Env, Step
+from whet.envs.calling import caller_of
+from whet.policies.forms import PREFERENCE, form_of, quoted
+from whet.transcript import line, read_transcript
+from whet.types import ToolCall, Turn
+
+E = TypeVar("E", bound=Env)
+_FAITHFUL = re.compile(r"\b(follows?|faithful|grounded|shown|supported)\b", re.IGNORECASE)
+_FITTING = re.compile(r"\b(calls?|tools?|apis?|needless|appropriate)\b", re.IGNORECASE)
+AHEAD = 5
+"""Actions that a sage plans, as in SwiftSage."""
+
+
+class Merit(NamedTuple):
+    """What there is to say about an episode."""
+
+    score: float
+    """In [0, 1], 1 for success without a call in vain."""
+    done: bool
+    """It does what was asked."""
+    faithful: bool = True
+    """What it says rests on what it has seen."""
+    fitting: bool = True
+    """No call failed or was in vain."""
+
+
+def asked(turns: Sequence[Turn]) -> str:
+    """What is asked: the text of the last turn, where the assistant did not write it."""
+    return turns[-1].content if turns and not turns[-1].trained else ""
+
+
+def calls_in(text: str, env: Env) -> list[ToolCall]:
+    """The calls of the environment's tools in a text that has them as transcripts do; what cannot be read is left out."""
+    names = "|".join(re.escape(tool.name) for tool in env.tools)
+    found = []
+    for match in re.finditer(rf"\b(?:{names})\((?:[^()'\"]|'[^'\n]*'|\"[^\"\n]*\")*\)", text):
+        try:
+            node = ast.parse(match[0], mode="eval").body
+            assert isinstance(node, ast.Call)
+            arguments = {str(word.arg): ast.literal_eval(word.value) for word in node.keywords}
+        except (SyntaxError, ValueError, AssertionError):
+            continue
+        found.append(ToolCall(name=match[0].partition("(")[0], arguments=arguments))
+    return found
+
+
+def shown(turns: Sequence[Turn], env: Env) -> list[ToolCall]:
+    """The calls of the episode that a prompt shows: those of its assistant turns, or else those of its transcript's."""
+    made = [call for turn in turns if turn.trained for call in turn.tool_calls]
+    return made or _called(quoted(asked(turns), "episode") or quoted(asked(turns), "conversation"), env)
+
+
+def _called(text: str, env: Env) -> list[ToolCall]:
+    return [call for turn in read_transcript(text) if turn.trained for call in calls_in(turn.content, env)]
+
+
+def twin(env: E) -> E:
+    """Another environment in the same state that goes its own way; nobody counts or records its calls."""
+    other = copy.copy(env)
+    other.__dict__.pop("_caller", None)
+    other.__dict__.update({name: copy.deepcopy(value) for name, value in other.__dict__.items()})
+    return other
+
+
+def after(env: E, calls: Sequence[ToolCall]) -> tuple[E, list[Step]]:
+    """A twin of an environment at its beginning, after these calls or those up to the end of the episode; and the steps."""
+    other, steps = twin(env), []
+    for call in calls:
+        step = other.step(Action(tool_calls=(call,)))
+        assert isinstance(step, Step)
+        steps.append(step)
+        if step.terminated or step.truncated:
+            break
+    return other, steps
+
+
+def behind(env: E, turns: Sequence[Turn]) -> tuple[E, list[Step]]:
+    """As `after`, for the episode that a prompt shows; in the midst of an episode, as it stands, without its steps."""
+    return (twin(env), []) if caller_of(env).outcomes else after(env, shown(turns, env))
+
+
+def ahead(env: Env, rng: random.Random, n: int = AHEAD) -> list[ToolCall]:
+    """The expert's next calls, at most `n`, each as if those before it had been made."""
+    other, calls = twin(env), list[ToolCall]()
+    while len(calls) < n:
+        action = other.expert(rng)
+        assert action is not None
+        calls += action.tool_calls
+        step = other.step(action)
+        assert isinstance(step, Step)
+        if step.terminated:
+            break
+    return calls[:n]
+
+
+def speak(env: Env, role: str, turns: Sequence[Turn], rng: random.Random) -> str | None:
+    """The roles that every world of tools has; None for others.
+
+    sage           a plan: the next calls, each on a line of its own as transcripts write them
+    environment    what comes of the last call shown; `done` or `over` where that ends the episode
+    """
+    if role == "sage":
+        return "\n".join(line(Turn(role="assistant", tool_calls=(call,))) for call in ahead(behind(env, turns)[0], rng))
+    if role == "environment":
+        _, steps = after(env, shown(turns, env))
+        if not steps or steps[-1].terminated:
+            return "over" if not steps or not steps[-1].success else "done"
+        return "\n".join(turn.content for turn in steps[-1].observation if isinstance(turn, Turn))
+    return None
+
+
+def judged(env: E, turns: Sequence[Turn], merit: Callable[[E, list[Step]], Merit]) -> str | None:
+    """What a judge answers, in the form that the prompt asks for; None where it asks for none.
+
+    `merit` is of an environment after the calls that are shown. A question for yes or no is about what it names: whether
+    everything follows from what was shown, whether the calls were appropriate, and otherwise whether the thing is done.
+    """
+    text = asked(turns)
+    form = form_of(text)
+    if form is None:
+        return None
+    if form is PREFERENCE:
+        start = quoted(text, "conversation")
+        a, b = (merit(*after(env, _called(f"{start}\n{quoted(text, side)}", env))).score for side in "AB")
+        return form.write(0.5 + 0.5 * ((a > b) - (a < b)))
+    found = merit(*behind(env, turns))
+    if form.name == "rating":
+        return form.write(found.score)
+    question = text.partition("<episode>")[0]
+    aspect = found.faithful if _FAITHFUL.search(question) else found.fitting if _FITTING.search(question) else found.done
+    return form.write(float(aspect))
