@@ -481,5 +481,9 @@ def test_options_are_listed_with_their_docstrings() -> None:
     found = {option.key: option for option in options(Outer)}
     assert (found["steps"].type, found["steps"].default, found["steps"].doc) == ("int", "3", "How many.")
     assert found["inner.lr"].doc == "Learning rate."
-    assert (found["extra"].type, found["extra"].default, found["extra"].doc) == ("Inner | None", "None", "Left out unless a part of it is set.")
+    assert (found["extra"].type, found["extra"].default, found["extra"].doc) == (
+        "Inner | None",
+        "None",
+        "Left out unless a part of it is set.",
+    )
     assert (found["extra.lr"].default, found["given"].default, found["given.lr"].default) == ("0.1", "Inner", "0.25")

@@ -131,7 +131,9 @@ def given(monkeypatch: pytest.MonkeyPatch) -> list[list[Example]]:
     return Spy.given
 
 
-def improve(name: str, run: Run, *, env: EnvFactory = QUIZ, n: int = 6, policy: Any = None, data: Mapping[str, Any] = {}, **options: Any) -> Agent[Any]:
+def improve(
+    name: str, run: Run, *, env: EnvFactory = QUIZ, n: int = 6, policy: Any = None, data: Mapping[str, Any] = {}, **options: Any
+) -> Agent[Any]:
     method = methods.get(name)
     cfg: Any = configure(method.config, {"epochs": 1, "batch_size": 4, "lr": 1e-3} | options)
     agent = Agent(policy or tiny_policy(seed=1), instructions="Be brief.")
@@ -387,7 +389,9 @@ def test_successes_of_all_formats_are_learned_from_in_one_form(given: list[list[
         assert "No tool call" not in text
         assert text.count("<tool_response>") == (0 if "cot" in origin else 1)
     cot = learned["teacher cot/quiz/train/2#0"]
-    assert cot.endswith('<|im_start|>assistant\nit is open\n<tool_call>\n{"name": "answer", "arguments": {"word": "w2"}}\n</tool_call><|im_end|>')
+    assert cot.endswith(
+        '<|im_start|>assistant\nit is open\n<tool_call>\n{"name": "answer", "arguments": {"word": "w2"}}\n</tool_call><|im_end|>'
+    )
     assert "I was wrong. then answer" in learned["teacher reflexion/quiz/train/1#0"]
     given.clear()
     improve("fireact", Run.scratch(), formats=("react",))
@@ -433,7 +437,9 @@ def test_a_model_is_told_how_and_looks_back_in_the_named_rounds(monkeypatch: pyt
     systems = {heard[0] for heard in model.heard}
     assert systems == {f"Answer.\n\nBe brief.\n\n{told}" for told in methods.get("fireact").function.__globals__["FORMATS"].values()}
     learned = texts(given)
-    assert set(learned) == {"teacher react/quiz/train/0#0", "teacher reflexion/quiz/train/0#0"}, "the chain of thought was the same as ReAct here"
+    assert set(learned) == {"teacher react/quiz/train/0#0", "teacher reflexion/quiz/train/0#0"}, (
+        "the chain of thought was the same as ReAct here"
+    )
     assert "assistant\nI have looked. hm\n<tool_call>" in learned["teacher reflexion/quiz/train/0#0"]
     asked = [heard for heard in model.heard if heard[-1] in (REQUEST, NOTE.format(note="I have looked."))]
     assert [heard[-1] for heard in asked] == [REQUEST, NOTE.format(note="I have looked.")]
@@ -549,7 +555,10 @@ def test_a_model_is_sampled_at_every_temperature() -> None:
     with pytest.raises(ConfigError, match="nothing to learn from"):  # it babbles
         improve("nat", run, policy=policy, teachers=("self",), temperatures=(0.2, 0.7), samples=3, negatives=False)
     found = {tag: list(run.load_episodes(tag)) for tag in ("self at 0.2", "self at 0.7")}
-    assert {tag: {e.tags["temperature"] for e in episodes} for tag, episodes in found.items()} == {"self at 0.2": {0.2}, "self at 0.7": {0.7}}
+    assert {tag: {e.tags["temperature"] for e in episodes} for tag, episodes in found.items()} == {
+        "self at 0.2": {0.2},
+        "self at 0.7": {0.7},
+    }
     assert {e.policy for episodes in found.values() for e in episodes} == {policy.version}
     assert [len(episodes) for episodes in found.values()] == [18, 18]
 

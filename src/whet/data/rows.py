@@ -55,7 +55,9 @@ def rows_of(episodes: Sequence[Episode], policy: HasChat, env: EnvFactory) -> li
     """`to_examples` of every episode, with the tools of its task's environment. Raises ConfigError where there is nothing to learn."""
     rows = [row for episode in episodes for row in to_examples(episode, policy, tools=env.of(episode.task).tools)]
     if not rows:
-        raise ConfigError(f"there is nothing to learn from: {len(episodes)} episodes are left, with no action in them; see what was dropped, and why")
+        raise ConfigError(
+            f"there is nothing to learn from: {len(episodes)} episodes are left, with no action in them; see what was dropped, and why"
+        )
     return rows
 
 

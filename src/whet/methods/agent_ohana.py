@@ -72,7 +72,9 @@ class AgentOhanaConfig:
         at_least(self, 1, "samples", "epochs", "batch_size")
         at_least(self, 0, "lr", "min_score")
         if len(set(self.sources)) != len(self.sources) or not self.sources or len(self.weights) not in (0, len(self.sources)):
-            raise ConfigError(f"sources is {self.sources} and weights is {self.weights}; expected different sources, and a weight for each or none")
+            raise ConfigError(
+                f"sources is {self.sources} and weights is {self.weights}; expected different sources, and a weight for each or none"
+            )
 
 
 def agent_ohana(agent: Agent[Any], data: Data, *, env: EnvFactory, run: Run, cfg: AgentOhanaConfig = AgentOhanaConfig()) -> Agent[Any]:

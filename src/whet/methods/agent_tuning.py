@@ -65,9 +65,7 @@ class AgentTuningConfig:
             raise ConfigError(f"eta is {self.eta}; expected a share in (0, 1]")
 
 
-def agent_tuning(
-    agent: Agent[Any], data: Data, *, env: EnvFactory, run: Run, cfg: AgentTuningConfig = AgentTuningConfig()
-) -> Agent[Any]:
+def agent_tuning(agent: Agent[Any], data: Data, *, env: EnvFactory, run: Run, cfg: AgentTuningConfig = AgentTuningConfig()) -> Agent[Any]:
     """The agent tuned on a teacher's successes and on `data.general`."""
     data.require(*NEEDS, by="agent_tuning")
     teacher = player(cfg.teacher, agent)
@@ -98,6 +96,8 @@ def agent_tuning(
 def hold_out(conversations: tuple[Episode, ...], n: int, seed: int) -> tuple[list[Episode], list[Episode]]:
     """The conversations to learn from, and `n` drawn from them to measure by. Raises ConfigError where nothing is left to learn from."""
     if n >= len(conversations):
-        raise ConfigError(f"held_out is {n} of {len(conversations)} general conversations; expected fewer, or more conversations (--general FILE)")
+        raise ConfigError(
+            f"held_out is {n} of {len(conversations)} general conversations; expected fewer, or more conversations (--general FILE)"
+        )
     order = random.Random(seed).sample(conversations, len(conversations))
     return order[n:], order[:n]
