@@ -616,14 +616,13 @@ def test_episodes_are_collected_once_in_the_life_of_a_run(tmp_path: Path) -> Non
         acted.append("")
         return act("", "answer", word=f"w{rng.randrange(9)}")
 
-    agent = Agent(ScriptedPolicy(guess))
-    with pytest.raises(KeyboardInterrupt), Run.create(tmp_path / "run", {"seed": 0}, quiet=True) as run:
-        first = collect(agent, QUIZ, QUIZ.tasks("train", 12), n=2, run=run, tag="them")
-        raise KeyboardInterrupt
+    agent, tasks = Agent(ScriptedPolicy(guess)), QUIZ.tasks("train", 12)
+    with Run.create(tmp_path / "run", {"seed": 0}, quiet=True) as run:
+        first = collect(agent, QUIZ, tasks, n=2, run=run, tag="them")
     with Run.create(tmp_path / "run", {"seed": 0}, resume=True, quiet=True) as run:
-        again = collect(agent, QUIZ, QUIZ.tasks("train", 12), n=2, run=run, tag="them")
+        again = collect(agent, QUIZ, tasks, n=2, run=run, tag="them")
         assert run.cost.episodes == 24
-        other = collect(agent, QUIZ, QUIZ.tasks("train", 12), n=2, run=run, tag="others")
+        other = collect(agent, QUIZ, tasks, n=2, run=run, tag="others")
     assert again == first
     assert len(acted) == 48
     assert {e.seed for e in first}.isdisjoint(e.seed for e in other), "another tag, another seed"

@@ -15,7 +15,7 @@ import torch
 
 from helpers import tiny_policy
 from whet.errors import CheckpointError, ConfigError, MissingExtra
-from whet.learn import Learner, Lora, Loss, dpo, mean_nll, nll, optimise, policy_gradient, with_reference
+from whet.learn import Learner, Lora, Loss, dpo, mean_nll, mito, nll, optimise, policy_gradient, with_divergences, with_reference
 from whet.learn.learner import schedule_factor
 from whet.policies.local import LocalPolicy
 from whet.types import Example, Pair
@@ -49,6 +49,20 @@ def pairs(seed: int = 0) -> list[Pair]:
     return with_reference([Pair(chosen=plain[i], rejected=plain[i + 1]) for i in range(0, len(plain), 2)], tiny_policy(seed=1))
 
 
+def twins(seed: int = 0) -> list[Pair]:
+    """Answers in two contexts each, with the divergences of a policy that is another one."""
+    rng, made = np.random.default_rng(seed), []
+    for _ in range(5):
+        said = rng.integers(3, 320, rng.integers(1, 5))
+        sides = []
+        for n in rng.integers(6, 14, 2):
+            tokens = np.concatenate([rng.integers(3, 320, n), said])
+            mask = np.arange(len(tokens)) >= n
+            sides.append(Example(tokens=tokens, mask=mask, weights=mask.astype(np.float32)))
+        made.append(Pair(chosen=sides[0], rejected=sides[1]))
+    return with_divergences(made, tiny_policy(seed=1))
+
+
 def gradient(batch: Any, loss: Loss, **options: Any) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     learner = Learner(policy(), lr=0.0, **options)
     metrics = learner.forward_backward(batch, loss)
@@ -69,10 +83,11 @@ LOSSES: list[tuple[Loss, Any]] = [
     (policy_gradient(kl=0.1), rows),
     (policy_gradient(clip_low=0.1, clip_high=0.3, aggregation="token-mean"), rows),
     (dpo(nll=0.1), pairs),
+    (mito(beta=0.5), twins),
 ]
 
 
-@pytest.mark.parametrize(("loss", "make"), LOSSES, ids=["nll", "nll-row", "pg-kl", "pg-token", "dpo"])
+@pytest.mark.parametrize(("loss", "make"), LOSSES, ids=["nll", "nll-row", "pg-kl", "pg-token", "dpo", "mito"])
 def test_neither_packing_nor_order_changes_anything(loss: Loss, make: Any) -> None:
     batch = make()
     whole = gradient(batch, loss)
@@ -99,7 +114,44 @@ def test_the_loss_over_packs_is_that_of_the_plain_formula() -> None:
         torch.testing.assert_close(grads[name], parameter.grad, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("loss", "make"), LOSSES, ids=["nll", "nll-row", "pg-kl", "pg-token", "dpo"])
+def plain_mito(pair: Pair, module: Any, beta: float) -> torch.Tensor:
+    """MITO of one pair by the formula, whatever the reference."""
+    ours, theirs = (module(input_ids=torch.from_numpy(row.tokens)[None]).logits[0, :-1] for row in (pair.chosen, pair.rejected))
+    log_p, log_q = ours[pair.chosen.mask[1:]].log_softmax(-1), theirs[pair.rejected.mask[1:]].log_softmax(-1)
+    target = torch.from_numpy(pair.chosen.tokens[pair.chosen.mask])
+    likelihood = log_p.gather(1, target[:, None]).mean()
+    return beta * (log_p.exp() * (log_p - log_q)).sum(-1).mean() - likelihood
+
+
+@pytest.mark.parametrize("arch", ["qwen3", "gemma3_text", "gpt2"])
+def test_mito_over_packs_is_that_of_the_plain_formula(arch: str) -> None:
+    batch, other = twins(), tiny_policy(arch, seed=3)
+    reference = sum(float(pair.chosen.reference[pair.chosen.mask].mean()) for pair in batch if pair.chosen.reference is not None)
+    learner, module = Learner(other, lr=0.0), other.module()
+    metrics = learner.forward_backward(batch, mito(beta=0.5))
+    total = torch.stack([plain_mito(pair, module, 0.5) for pair in batch]).mean()
+    total.backward()
+    assert metrics["loss"] == pytest.approx(float(total.detach()) - 0.5 * reference / len(batch), abs=1e-4)
+    grads = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+    for name, parameter in learner._trained.items():
+        torch.testing.assert_close(parameter.grad, grads[name], atol=1e-4, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_divergences_of_a_policy_from_itself_start_at_zero_and_need_one_answer() -> None:
+    batch = with_divergences(twins(), policy())
+    metrics = Learner(policy(), lr=0.0).forward_backward(batch, mito(beta=0.5))
+    assert metrics["divergence"] == pytest.approx(metrics["divergence_ref"], abs=1e-6)
+    assert metrics["divergence"] > 0.01
+    assert metrics["loss"] == pytest.approx(metrics["nll_attacked"], abs=1e-6)
+    same = [Pair(chosen=pair.chosen, rejected=pair.chosen) for pair in batch]
+    assert all(np.abs(pair.chosen.reference).max() < 1e-6 for pair in with_divergences(same, policy()) if pair.chosen.reference is not None)
+    with pytest.raises(ConfigError, match="hold other answers"):
+        with_divergences([Pair(chosen=batch[0].chosen, rejected=batch[1].rejected)], policy())
+    with pytest.raises(ConfigError, match="row '' has log-probs; use with_divergences"):
+        Learner(policy(), lr=0.0).forward_backward(with_reference(batch, policy()), mito())
+
+
+@pytest.mark.parametrize(("loss", "make"), LOSSES, ids=["nll", "nll-row", "pg-kl", "pg-token", "dpo", "mito"])
 def test_what_stands_at_observation_tokens_changes_no_gradient(loss: Loss, make: Any) -> None:
     def disturb(row: Example) -> Example:
         rng = np.random.default_rng(5)

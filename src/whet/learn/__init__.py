@@ -9,9 +9,10 @@ from whet.errors import missing_extra
 
 if TYPE_CHECKING:
     from whet.learn.credit import group_advantages, leave_one_out_advantages
-    from whet.learn.learner import Learner, with_reference
+    from whet.learn.learner import Learner
     from whet.learn.lora import Lora
-    from whet.learn.losses import Loss, dpo, nll, policy_gradient
+    from whet.learn.losses import Loss, dpo, mito, nll, policy_gradient
+    from whet.learn.reference import with_divergences, with_reference
     from whet.learn.training import learner_for, mean_nll, optimise
 
 _HOME = {
@@ -19,9 +20,11 @@ _HOME = {
     "leave_one_out_advantages": "credit",
     "Learner": "learner",
     "Lora": "lora",
-    "with_reference": "learner",
+    "with_divergences": "reference",
+    "with_reference": "reference",
     "Loss": "losses",
     "dpo": "losses",
+    "mito": "losses",
     "nll": "losses",
     "policy_gradient": "losses",
     "optimise": "training",
@@ -38,9 +41,11 @@ __all__ = [
     "learner_for",
     "leave_one_out_advantages",
     "mean_nll",
+    "mito",
     "nll",
     "optimise",
     "policy_gradient",
+    "with_divergences",
     "with_reference",
 ]
 

@@ -9,9 +9,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from whet import learn
-from whet.learn.learner import Learner, with_reference
+from whet.learn.learner import Learner
 from whet.learn.lora import Lora
 from whet.learn.losses import Loss
+from whet.learn.reference import with_reference
 from whet.policies.local import LocalPolicy
 from whet.types import Example, Pair
 
