@@ -23,7 +23,8 @@ from whet.data.conversion import to_react
 from whet.data.general import BUNDLED, general_rows, read_general
 from whet.envs.base import Action, Env, EnvFactory
 from whet.envs.mixture import Mixture
-from whet.errors import ConfigError
+from whet.envs.registry import load_env
+from whet.errors import ConfigError, PolicyError
 from whet.methods.nat import CONTROLS, NATConfig, marked, marks
 from whet.policies import ScriptedPolicy, load_policy
 from whet.policies.base import Request
@@ -407,6 +408,34 @@ def test_its_adapters_are_on_queries_and_values() -> None:
     assert (config.lora.rank, config.lora.alpha) == (8, 16.0)
 
 
+@pytest.mark.parametrize("spec", ["search:hops=2", "workshop:depth=1"])
+def test_scripted_teachers_go_the_ways_that_they_are_named_after(spec: str) -> None:
+    env = load_env(spec)
+    tasks = env.tasks("train", 24)
+    found = {way: rollout(Agent(load_policy(f"script:teacher:{way}")), env, tasks, seed=1) for way in ("react", "cot", "reflexion")}
+    assert all(e.success for e in found["react"])
+    assert {e.n_actions for e in found["cot"]} == {1}, "a guess, since nothing was looked up"
+    assert sum(e.success for e in found["cot"]) < 8
+    astray = [e for e in found["reflexion"] if any(t.content == "try this" for t in e.turns)]
+    assert 0 < len(astray) < len(found["reflexion"])
+    assert {e.n_actions for e in found["reflexion"] if e not in astray} == {e.n_actions for e in found["react"]}
+    for episode in astray:
+        acted = [turn for turn in episode.turns if turn.trained]
+        for turn, then in zip(acted, acted[1:]):
+            assert (turn.content == "try this") == then.content.startswith("not right, ")
+            assert turn.tool_calls
+    with pytest.raises(PolicyError, match="no script for the role 'teacher:intuition'"):
+        rollout(Agent(load_policy("script:teacher:intuition")), env, tasks[:1])
+
+
+def test_whoever_has_the_pages_can_answer_in_one_thought() -> None:
+    env = load_env("search:hops=2,given=6")
+    (episode,) = rollout(Agent(load_policy("script:teacher:cot")), env, env.tasks("train", 1))
+    (turn,) = [turn for turn in episode.turns if turn.trained]
+    assert episode.success
+    assert turn.content.count(",") == 1, "both steps of the chain"
+
+
 class Model:
     """A teacher without an actor of its own, as a model is, that looks, answers, and notes what it was told."""
 
@@ -508,7 +537,7 @@ def test_without_marks_it_is_naive_and_without_failures_it_is_imitation(given: l
     plain = texts(given)
     assert len(plain) == 12
     assert (naive.suffix, naive.prefix) == ("", "")
-    assert not any("Act step by step" in text for text in plain.values())
+    assert not any("step by step" in text for text in plain.values())
     given.clear()
     improve("nat", Run.scratch(), **MIXED, control="none", negatives=False)
     assert {origin: plain[origin] for origin in texts(given)} == texts(given)
@@ -517,7 +546,7 @@ def test_without_marks_it_is_naive_and_without_failures_it_is_imitation(given: l
 
 def test_finer_classes_by_reward() -> None:
     cfg = NATConfig(bins=(0.01, 0.4, 1.0))
-    assert marks(cfg) == tuple(f"Act step by step, with grade {k} of 4." for k in (1, 2, 3, 4))
+    assert marks(cfg) == tuple(f"Think step by step, and give an answer of grade {k} of 4." for k in (1, 2, 3, 4))
     for reward, grade in ((0.0, 1), (0.2, 2), (0.4, 3), (0.9, 3), (1.0, 4)):
         episode = Episode(
             id="e",
@@ -527,8 +556,8 @@ def test_finer_classes_by_reward() -> None:
             reward=reward,
             success=reward >= 0.9,
         )
-        assert marked(episode, cfg).turns[0].content == f"What?\nAct step by step, with grade {grade} of 4."
-    assert improve("nat", Run.scratch(), **MIXED, bins=(0.4, 1.0)).suffix == "Act step by step, with grade 3 of 3."
+        assert marked(episode, cfg).turns[0].content == f"What?\nThink step by step, and give an answer of grade {grade} of 4."
+    assert improve("nat", Run.scratch(), **MIXED, bins=(0.4, 1.0)).suffix == "Think step by step, and give an answer of grade 3 of 3."
     for wrong in ({"bins": (1.0, 0.4)}, {"bins": (0.4,), "control": "letter"}, {"teachers": ()}):
         with pytest.raises(ConfigError):
             NATConfig(**wrong)  # type: ignore[arg-type]
