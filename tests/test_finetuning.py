@@ -18,6 +18,8 @@ from helpers import tiny_policy
 from whet import learn, methods
 from whet.agents import Agent
 from whet.agents.reflecting import NOTE, REQUEST, Reflecting
+from whet.cli import main
+from whet.cli.common import load_agent
 from whet.config import configure
 from whet.data.conversion import to_react
 from whet.data.general import BUNDLED, general_rows, read_general
@@ -633,6 +635,35 @@ def test_ones_own_conversations(tmp_path: Path) -> None:
         read_general(path)
     with pytest.raises(ConfigError, match="nowhere"):
         read_general(tmp_path / "nowhere.jsonl")
+
+
+TINY = ("--train-tasks", "2", "--dev-tasks", "0", "--test-tasks", "2", "--no-baseline", "--quiet")
+
+
+def test_general_conversations_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    argv = ["run", "agent_tuning", "--env", "search:hops=1", *TINY, "epochs=1", "batch_size=4", "held_out=1", "--out", "r"]
+    line = '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}\n'
+    Path("talk.jsonl").write_text(line * 3)
+    assert main([*argv, "--general", "talk.jsonl"]) == 0
+    assert Run.open("r").config["general"] == "talk.jsonl"
+    (event,) = Run.open("r").events("general")
+    assert event["change"]["n"] == 1
+    assert main([*argv, "--resume"]) == 1
+    assert "general: was 'talk.jsonl', is 'bundled'" in capsys.readouterr().err, "what a method that needs some gets by default"
+    assert main(["run", "sft", "--env", "search:hops=1", *TINY, "--expert-episodes", "2", "epochs=1", "--out", "s"]) == 0
+    assert "general" not in Run.open("s").config
+
+
+def test_the_control_string_is_saved_with_the_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    argv = ["run", "nat", "--env", "search:hops=1", *TINY, "epochs=1", "teachers=[\"expert\"]", "control=prefix", "lora.rank=2", "--out", "r"]
+    assert main(argv) == 0
+    found = load_agent("r", None)
+    assert (found.prefix, found.suffix) == ("[Correct]", "")
+    (episode, *_) = Run.open("r").load_episodes("eval/final")
+    assert episode.turns[1].content.startswith("[Correct]\nWho is")
+    assert Run.open("r").config["cfg"]["lora"]["rank"] == 2
 
 
 # -- collecting --------------------------------------------------------------------------------------------------------------

@@ -270,7 +270,7 @@ def _texts(held_out: Iterable[Task | Episode | str], env: EnvFactory | None) -> 
 
 def _shown(task: Task, env: EnvFactory) -> str:
     """What an environment shows at the beginning of a task."""
-    from whet.rollout.runner import run_sync
+    from whet.policies.loop import run_sync
 
     async def look() -> str:
         made = env.of(task)()
