@@ -38,8 +38,8 @@ PARTS = Parts(
     inference="the control string of success",
 )
 CONTROLS = {
-    "sentence": ("Act step by step, but give a wrong answer.", "Act step by step, and give the right answer."),
-    "inverse": ("Act step by step, and give the right answer.", "Act step by step, but give a wrong answer."),
+    "sentence": ("Think step by step, but give a false answer.", "Think step by step, and give the right answer."),
+    "inverse": ("Think step by step, and give the right answer.", "Think step by step, but give a false answer."),
     "prefix": ("[Incorrect]", "[Correct]"),
     "letter": ("B", "A"),
     "words": ("window", "river"),
@@ -110,7 +110,7 @@ def nat(agent: Agent[Any], data: Data, *, env: EnvFactory, run: Run, cfg: NATCon
 def marks(cfg: NATConfig) -> tuple[str, ...]:
     """The control strings, the worst outcome's first."""
     n = len(cfg.bins) + 1
-    return tuple(f"Act step by step, with grade {k} of {n}." for k in range(1, n + 1)) if cfg.bins else CONTROLS[cfg.control]
+    return tuple(f"Think step by step, and give an answer of grade {k} of {n}." for k in range(1, n + 1)) if cfg.bins else CONTROLS[cfg.control]
 
 
 def outcome(episode: Episode, cfg: NATConfig) -> int:
