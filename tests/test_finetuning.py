@@ -5,6 +5,7 @@ The model is tiny and random: what is tested is what it is given to learn from, 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -423,7 +424,7 @@ def test_scripted_teachers_go_the_ways_that_they_are_named_after(spec: str) -> N
     assert {e.n_actions for e in found["reflexion"] if e not in astray} == {e.n_actions for e in found["react"]}
     for episode in astray:
         acted = [turn for turn in episode.turns if turn.trained]
-        for turn, then in zip(acted, acted[1:]):
+        for turn, then in itertools.pairwise(acted):
             assert (turn.content == "try this") == then.content.startswith("not right, ")
             assert turn.tool_calls
     with pytest.raises(PolicyError, match="no script for the role 'teacher:intuition'"):
@@ -640,7 +641,9 @@ def test_ones_own_conversations(tmp_path: Path) -> None:
 TINY = ("--train-tasks", "2", "--dev-tasks", "0", "--test-tasks", "2", "--no-baseline", "--quiet")
 
 
-def test_general_conversations_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_general_conversations_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     argv = ["run", "agent_tuning", "--env", "search:hops=1", *TINY, "epochs=1", "batch_size=4", "held_out=1", "--out", "r"]
     line = '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}\n'
@@ -657,7 +660,7 @@ def test_general_conversations_on_the_command_line(tmp_path: Path, monkeypatch: 
 
 def test_the_control_string_is_saved_with_the_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    argv = ["run", "nat", "--env", "search:hops=1", *TINY, "epochs=1", "teachers=[\"expert\"]", "control=prefix", "lora.rank=2", "--out", "r"]
+    argv = ["run", "nat", "--env", "search:hops=1", *TINY, "epochs=1", 'teachers=["expert"]', "control=prefix", "lora.rank=2", "--out", "r"]
     assert main(argv) == 0
     found = load_agent("r", None)
     assert (found.prefix, found.suffix) == ("[Correct]", "")

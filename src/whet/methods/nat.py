@@ -110,7 +110,11 @@ def nat(agent: Agent[Any], data: Data, *, env: EnvFactory, run: Run, cfg: NATCon
 def marks(cfg: NATConfig) -> tuple[str, ...]:
     """The control strings, the worst outcome's first."""
     n = len(cfg.bins) + 1
-    return tuple(f"Think step by step, and give an answer of grade {k} of {n}." for k in range(1, n + 1)) if cfg.bins else CONTROLS[cfg.control]
+    return (
+        tuple(f"Think step by step, and give an answer of grade {k} of {n}." for k in range(1, n + 1))
+        if cfg.bins
+        else CONTROLS[cfg.control]
+    )
 
 
 def outcome(episode: Episode, cfg: NATConfig) -> int:
