@@ -109,12 +109,10 @@ def nat(agent: Agent[Any], data: Data, *, env: EnvFactory, run: Run, cfg: NATCon
 
 def marks(cfg: NATConfig) -> tuple[str, ...]:
     """The control strings, the worst outcome's first."""
+    if not cfg.bins:
+        return CONTROLS[cfg.control]
     n = len(cfg.bins) + 1
-    return (
-        tuple(f"Think step by step, and give an answer of grade {k} of {n}." for k in range(1, n + 1))
-        if cfg.bins
-        else CONTROLS[cfg.control]
-    )
+    return tuple(f"Think step by step, and give an answer of grade {k} of {n}." for k in range(1, n + 1))
 
 
 def outcome(episode: Episode, cfg: NATConfig) -> int:
