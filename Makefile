@@ -35,10 +35,10 @@ demo: $(VENV)/.user  ## set up, then improve the embedded model by three methods
 	  --seeds 3 --workers 2 --out runs/demo
 
 test: $(VENV)/.dev  ## set up, then run every test
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 quick: $(VENV)/.dev  ## the fast tests, under 3 minutes
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m 'not slow'
 
 # Servers that whet plays on bring packages that contradict each other and whet's own.
 $(SERVERS)/openenv/.made: PACKAGES := openenv
