@@ -1,0 +1,293 @@
+"""Client: ask a client the questions of a guide, each following from the last answer, then file the form that they lead to.
+
+    Guide / start ride / bus carry / boat sit / bag eat / box file letter / ...     I want to go to the city.
+    ride?                                                                           The bus.
+    bus, carry?                                                                     box please.
+    box file letter  ->  file("letter")
+
+What is said goes to the client; only `file` is a tool. The guide is a directed graph: its nodes are questions, its edges the
+answers that may be given. It is drawn anew in every task, from a family of matters with words of its own. Families are
+disjoint between train, dev and test.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+import re
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from whet.envs.base import Action, Env, Step
+from whet.envs.roles import Merit, asked, behind, judged, speak
+from whet.errors import ConfigError, EnvError
+from whet.policies.forms import form_of
+from whet.seeding import derive_seed
+from whet.tools.function import tool
+from whet.types import Split, Task, ToolCall, Turn
+
+if TYPE_CHECKING:
+    from whet.policies.base import Policy
+
+MAX_STEPS = 5
+SCRIPT = "script"
+LOST = "What do you want to know?"
+REPLIES = ("{0}.", "{0} please.", "The {0}.", "Make it {0}.")
+_ASK = re.compile(r"\bask (\w+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A matter that clients come with: what may be asked, what may be answered, and the forms that there are."""
+
+    opening: str
+    topics: Mapping[str, tuple[str, ...]]
+    forms: tuple[str, ...]
+
+
+def _family(opening: str, forms: str, **topics: str) -> Family:
+    return Family(opening=opening, forms=tuple(forms.split()), topics={topic: tuple(words.split()) for topic, words in topics.items()})
+
+
+FAMILIES: dict[Split, tuple[Family, ...]] = {
+    "train": (
+        _family(
+            "I want to go to the city.", "ticket letter list page",
+            ride="bus boat plane", sit="window door table", carry="bag box basket", eat="bread cake fish", pay="coin card gold",
+        ),
+        _family(
+            "I need help in the house.", "key map phone book",
+            look="clock radio camera", clean="floor wall roof", hold="hammer rope ladder", paint="red blue green", come="today night day",
+        ),
+    ),
+    "dev": (
+        _family(
+            "I want to send it back.", "star flag bell drum",
+            wear="coat hat shirt", wash="water soap snow", cut="long short small", buy="store street market", bring="truck horse car",
+        ),
+        _family(
+            "I need help with the garden.", "ring doll kite ball",
+            plant="rose leaf tree", stand="sun rain wind", drink="milk tea coffee", keep="cat dog bird", walk="gate bridge road",
+        ),
+    ),
+    "test": (
+        _family(
+            "I want to cook for a friend.", "cup plate glass sink",
+            cook="egg corn pie", mix="onion apple pear", use="spoon fork knife", put="bowl pan bottle", add="salt sugar oil",
+        ),
+        _family(
+            "I want to learn something.", "desk chair bed school",
+            learn="number word name", write="pen pencil ink", read="paper picture sea", play="toy king queen", meet="boy girl lion",
+        ),
+    ),
+}  # fmt: skip
+"""Per split, with words that no other split's have."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guide:
+    """A workflow, and what a client wants."""
+
+    family: Family
+    start: str
+    leads: Mapping[str, str]
+    """Answer -> the next question's topic, or a form."""
+    wants: Mapping[str, str]
+    """Topic -> the client's answer."""
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """The topics to be asked about, in order, with this client."""
+        topics = [self.start]
+        while (following := self.leads[self.wants[topics[-1]]]) in self.family.topics:
+            topics.append(following)
+        return tuple(topics)
+
+    @property
+    def form(self) -> str:
+        """What must be filed in the end."""
+        return self.leads[self.wants[self.path[-1]]]
+
+    def line(self, answer: str) -> str:
+        """The guide's line for an answer; that of the beginning for `start`."""
+        following = self.leads.get(answer, self.start)
+        return f"{answer} {'' if following in self.family.topics else 'file '}{following}"
+
+    def __str__(self) -> str:
+        answers = [answer for topic in self.family.topics for answer in self.family.topics[topic] if answer in self.leads]
+        return "\n".join(["Guide", self.line("start"), *map(self.line, answers)])
+
+
+class Client(Env):
+    """Ask a client question after question, as a guide and the answers say, then file the right form.
+
+    Options: `steps` is how many questions it takes, such as `3` or `2-4`; `reward` is `exact` (1 for the right form once all
+    questions were asked in order) or `graded` (half of it for the questions, where the form is wrong); `client` is who plays
+    the client: the environment's script, or a policy by its name, such as `openai:MODEL@URL`.
+    """
+
+    instructions = "Ask the client by the guide. Then file the form."
+    max_turns = 10
+    max_tokens = 32
+
+    def __init__(self, steps: str = "2-4", reward: Literal["exact", "graded"] = "exact", client: str = SCRIPT) -> None:
+        low, _, high = str(steps).partition("-")
+        if not (low.isdigit() and (high or low).isdigit() and 1 <= int(low) <= int(high or low) <= MAX_STEPS):
+            raise ConfigError(f"steps is {steps!r}; expected a number from 1 to {MAX_STEPS} or a range such as '2-4'")
+        self._steps, self._graded, self._client = (int(low), int(high or low)), reward == "graded", client
+        self.replayable = client == SCRIPT  # type: ignore[misc]
+
+    def reset(self, task: Task) -> str:
+        rng = random.Random(task.seed)
+        self.guide = make_guide(rng, rng.choice(FAMILIES[task.split]), rng.randint(*self._steps))
+        self._seed = task.seed
+        self.moves = self.done = 0
+        self.ended = False
+        self.said: list[tuple[str, str]] = []
+        return f"{self.guide}\n\n{self.guide.family.opening}"
+
+    def step(self, action: Action) -> Any:
+        """A call of `file`, or else something that is said to the client; a step of an awaited client must be awaited."""
+        self.moves += 1
+        if action.tool_calls or self.ended:
+            if self.ended:
+                raise EnvError(f"the episode of {type(self).__name__!r} is over; one object is one episode, so make another one")
+            step = super().step(action)
+            assert isinstance(step, Step)
+            self.ended = step.terminated
+            return replace(step, info=self._info() | ({"reason": "filed"} if step.terminated else {}))
+        if self._client == SCRIPT:
+            return self._heard(action.text, self.reply(action.text))
+        return self._told(action.text)
+
+    async def _told(self, text: str) -> Step:
+        """What a policy in the client's role answers."""
+        from whet.policies.base import Request
+
+        policy = player(self._client)
+        wants = ", ".join(f"{topic}: {answer}" for topic, answer in self.guide.wants.items())
+        system = f"You are a client. You want ({wants}). Answer the question that you are asked in a few words."
+        turns = [Turn(role="system", content=system), Turn(role="user", content="Hello, what can I do for you?")]
+        turns.append(Turn(role="assistant", content=self.guide.family.opening))
+        for question, answer in (*self.said, (text, "")):
+            turns += [Turn(role="user", content=question), Turn(role="assistant", content=answer)]
+        session = f"{self.rollout_id}/client/{self.moves}"
+        request = Request(
+            turns=policy.observe((), tuple(turns[:-1]), ()),
+            max_tokens=self.max_tokens,
+            seed=derive_seed(self._seed, self.moves),
+            session=session,
+            env=self,
+        )
+        try:
+            return self._heard(text, (await policy.generate(request)).content)
+        finally:
+            policy.release(session)
+
+    def _heard(self, text: str, reply: str) -> Step:
+        """A question and its answer have been exchanged."""
+        path = self.guide.path
+        if self.done < len(path) and self._topic(text) == path[self.done]:
+            self.done += 1
+        self.said.append((text, reply))
+        return Step(observation=reply or "...", info=self._info())
+
+    def _info(self) -> dict[str, Any]:
+        path = self.guide.path
+        return {"subgoals": self.done, "of": len(path), "workflow": [self._question(i) for i in range(len(path))]}
+
+    @tool
+    def file(self, form: str) -> str:
+        """File a form; ends the episode."""
+        share = self.done / len(self.guide.path)
+        right = form.strip() == self.guide.form and share == 1
+        return self.finish("", reward=1.0 if right else 0.5 * share if self._graded else 0.0, success=right)
+
+    def _topic(self, text: str) -> str | None:
+        """What is asked about: the last word that is a topic."""
+        return next((word for word in reversed(re.findall(r"\w+", text.lower())) if word in self.guide.family.topics), None)
+
+    def reply(self, text: str) -> str:
+        """What the scripted client answers."""
+        topic = self._topic(text)
+        if topic is None:
+            return LOST
+        return random.Random(derive_seed(self._seed, topic)).choice(REPLIES).format(self.guide.wants[topic])
+
+    def _node(self) -> str:
+        """The guide's line that holds now."""
+        return self.guide.line(self.guide.wants[self.guide.path[self.done - 1]] if self.done else "start")
+
+    def _question(self, i: int) -> str:
+        """How the i-th question of the workflow is asked: the answer that leads to it is repeated."""
+        path = self.guide.path
+        return f"{self.guide.wants[path[i - 1]]}, {path[i]}?" if i else f"{path[0]}?"
+
+    def expert(self, rng: random.Random) -> Action:
+        """The next question, or the form, with a thought that is the guide's line."""
+        if self.done < len(self.guide.path):
+            return Action(text=self._question(self.done))
+        return Action(text=self._node(), tool_calls=(ToolCall(name="file", arguments={"form": self.guide.form}, id="call_0"),))
+
+    def random_action(self, rng: random.Random) -> Action:
+        """Ask anything, or file any form."""
+        if rng.random() < 0.75:
+            return Action(text=f"{rng.choice(list(self.guide.family.topics))}?")
+        form = rng.choice(self.guide.family.forms)
+        return Action(tool_calls=(ToolCall(name="file", arguments={"form": form}, id="call_0"),))
+
+    def role(self, role: str, turns: tuple[Turn, ...], rng: random.Random) -> str | Action | None:
+        """Scripts of `client`, `agent`, `node`, `judge`, and those of every world (`whet.envs.roles`).
+
+        client     answers what was said last by what this client wants
+        agent      what an agent says that does what the guide says
+        node       the guide's line that holds now, to prompt an agent by: `bus carry`, `box file letter`
+        judge      a rating, a preference, or yes/no (`policies.forms`); where it says `ask carry`, whether that step is done
+        """
+        if role == "client":
+            return self.reply(turns[-1].content if turns else "")
+        if role == "judge":
+            return self._judge(turns)
+        now, _ = behind(self, turns)
+        if role == "node":
+            return now._node()
+        return now.expert(rng) if role == "agent" else speak(self, role, turns, rng)
+
+    def _judge(self, turns: Sequence[Turn]) -> str | None:
+        form, question = form_of(asked(turns)), asked(turns).partition("<")[0]
+        if form is not None and form.name == "yes or no" and (named := _ASK.search(question)):
+            now, _ = behind(self, turns)
+            return form.write(float(named[1] in now.guide.path[: now.done]))
+        return judged(self, turns, _merit)
+
+
+def _merit(env: Client, steps: list[Step]) -> Merit:
+    done, share = bool(steps) and steps[-1].success, env.done / len(env.guide.path)
+    vain = max(0, len(env.said) - env.done)
+    return Merit(max(0.0, 0.5 * share + 0.5 * done - 0.1 * vain), done, share == 1, not vain)
+
+
+@functools.cache
+def player(spec: str) -> Policy:
+    """The policy that plays clients, loaded once in a process. Raises what `load_policy` raises."""
+    from whet.policies import load_policy
+
+    return load_policy(spec)
+
+
+def make_guide(rng: random.Random, family: Family, steps: int) -> Guide:
+    """A guide over all topics of a family in which this client is asked `steps` questions.
+
+    An answer leads to a topic that comes later in a drawn order, or to a form, so no question is asked twice.
+    """
+    order = rng.sample(list(family.topics), len(family.topics))
+    path = [order[0], *sorted(rng.sample(order[1:], steps - 1), key=order.index)]
+    wants = {topic: rng.choice(answers) for topic, answers in family.topics.items()}
+    following = dict(zip(path, [*path[1:], rng.choice(family.forms)]))
+    leads = {}
+    for i, topic in enumerate(order):
+        for answer in family.topics[topic]:
+            later = [*order[i + 1 :], rng.choice(family.forms)]
+            leads[answer] = following[topic] if topic in following and answer == wants[topic] else rng.choice(later)
+    return Guide(family=family, start=path[0], leads=leads, wants=wants)
