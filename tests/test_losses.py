@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from whet.errors import ConfigError
-from whet.learn import dpo, nll, policy_gradient
+from whet.learn import dpo, mito, nll, policy_gradient
+from whet.learn.heads import Hidden, Logits
 from whet.learn.losses import Loss, Tokens, Totals
 
 LN2 = math.log(2.0)
 
 
-def batch(rows: list[int], weights: list[float], old: list[float] | None = None, reference: list[float] | None = None) -> Tokens:
+def batch(
+    rows: list[int],
+    weights: list[float],
+    old: list[float] | None = None,
+    reference: list[float] | None = None,
+    divergence: list[float] | None = None,
+) -> Tokens:
     def tensor(x: list[float] | None) -> Tensor | None:
         return None if x is None else torch.tensor(x, dtype=torch.float64)
 
     weight = tensor(weights)
     assert weight is not None
-    return Tokens(row=torch.tensor(rows), weight=weight, old=tensor(old), reference=tensor(reference), n_rows=max(rows) + 1)
+    others = {"old": tensor(old), "reference": tensor(reference), "divergence": tensor(divergence)}
+    return Tokens(row=torch.tensor(rows), weight=weight, n_rows=max(rows) + 1, **others)
 
 
 def run(loss: Loss, logprobs: list[float], tokens: Tokens, totals: Totals) -> tuple[float, dict[str, float], list[float]]:
@@ -122,9 +132,68 @@ def test_policy_gradient_kl_by_hand() -> None:
     assert grad == pytest.approx([-0.1])
 
 
+# MITO over a vocabulary of two tokens. Under attack the answer's token has p = 0.8, in the clean context q = 0.5; the policy at
+# the start of the round had 0.6 and 0.5.
+P, Q, P_REF = [0.8, 0.2], [0.5, 0.5], [0.6, 0.4]
+KL = 0.8 * math.log(0.8 / 0.5) + 0.2 * math.log(0.2 / 0.5)
+KL_REF = 0.6 * math.log(0.6 / 0.5) + 0.4 * math.log(0.4 / 0.5)
+
+
+@pytest.mark.parametrize("kind", [Logits, lambda logits: Hidden(logits, torch.eye(2))], ids=["logits", "hidden"])
+def test_divergences_of_two_tokens_by_hand(kind: Callable[[Tensor], Any]) -> None:
+    logits = torch.tensor([P, Q, P_REF]).log().requires_grad_(True)
+    one, other = torch.tensor([0, 2]), torch.tensor([1, 1])
+    found = kind(logits).divergences(one, other)
+    assert found.tolist() == pytest.approx([KL, KL_REF], abs=1e-6)
+    found[0].backward()
+    assert logits.grad is not None
+    # p (log p - log q - KL) at the attacked logits, q - p at the clean ones, nothing elsewhere
+    at_p = [p * (math.log(p / q) - KL) for p, q in zip(P, Q)]
+    assert logits.grad[0].tolist() == pytest.approx(at_p, abs=1e-6)
+    assert logits.grad[1].tolist() == pytest.approx([-0.3, 0.3], abs=1e-6)
+    assert logits.grad[2].tolist() == [0.0, 0.0]
+
+
+def test_both_heads_have_the_same_gradient() -> None:
+    generator = torch.Generator().manual_seed(0)
+    states, weight = torch.randn(7, 5, generator=generator), torch.randn(600, 5, generator=generator)
+    one, other, pull = torch.tensor([0, 1, 2, 3]), torch.tensor([4, 5, 6, 4]), torch.tensor([1.0, -2.0, 0.5, 3.0])
+    grads = []
+    for head in (lambda h, w: Hidden(h, w), lambda h, w: Logits(h @ w.t())):
+        h, w = states.clone().requires_grad_(True), weight.clone().requires_grad_(True)
+        value = (head(h, w).divergences(one, other) * pull).sum()
+        value.backward()
+        grads.append((value.detach(), h.grad, w.grad))
+    for a, b in zip(*grads):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_mito_by_hand() -> None:
+    # One pair of one token: -log 0.8 + 0.2 (KL - KL_ref); the clean row's likelihood does not enter.
+    logprobs, totals = [math.log(0.8), math.log(0.5)], Totals(tokens=2, rows=2, pairs=1)
+    tokens = batch([0, 1], [1.0, 1.0], reference=[KL_REF, 0.0], divergence=[KL, 0.0])
+    value, metrics, grad = run(mito(), logprobs, tokens, totals)
+    assert value == pytest.approx(-math.log(0.8) + 0.2 * (KL - KL_REF))
+    assert grad == pytest.approx([-1.0, 0.0])
+    assert metrics == pytest.approx({"nll_attacked": -math.log(0.8), "divergence": KL, "divergence_ref": KL_REF})
+    assert run(mito(beta=0.0), logprobs, tokens, totals)[0] == pytest.approx(-math.log(0.8))
+
+
+def test_mito_is_a_mean_over_tokens_then_over_pairs() -> None:
+    # Pair 0: two tokens, CE 1 and 2, KL 0.5 and 0.1 against 0.2 and 0; pair 1: one token, CE 3, KL 0.4 against 0.4.
+    # beta = 0.5: (1.5 + 0.5 (0.3 - 0.1) + 3 + 0) / 2
+    rows, logprobs = [0, 0, 1, 1, 2, 3], [-1.0, -2.0, -7.0, -7.0, -3.0, -7.0]
+    divergence, reference = [0.5, 0.1, 0.0, 0.0, 0.4, 0.0], [0.2, 0.0, 0.0, 0.0, 0.4, 0.0]
+    tokens = batch(rows, [1.0] * 6, reference=reference, divergence=divergence)
+    value, _, grad = run(mito(beta=0.5), logprobs, tokens, Totals(tokens=6, rows=4, pairs=2))
+    assert value == pytest.approx((1.5 + 0.5 * 0.2 + 3.0) / 2)
+    assert grad == pytest.approx([-1 / 4, -1 / 4, 0.0, 0.0, -1 / 2, 0.0])
+
+
 @pytest.mark.parametrize(
     "loss",
     [
+        mito(beta=0.3),
         nll(),
         nll(normalise="row"),
         policy_gradient(kl=0.05),
@@ -138,13 +207,13 @@ def test_micro_batches_add_up_to_the_batch(loss: Loss) -> None:
     generator = torch.Generator().manual_seed(0)
     lengths = [3, 1, 4, 2, 5, 2]
     rows = [i for i, n in enumerate(lengths) for _ in range(n)]
-    logprobs, old, reference, weights = (-torch.rand(4, len(rows), generator=generator) * 3).tolist()
+    logprobs, old, reference, weights, divergence = (-torch.rand(5, len(rows), generator=generator) * 3).tolist()
     totals = Totals(tokens=len(rows), rows=6, pairs=3)
-    whole = run(loss, logprobs, batch(rows, weights, old, reference), totals)
+    whole = run(loss, logprobs, batch(rows, weights, old, reference, divergence), totals)
     value, metrics, grad = 0.0, dict.fromkeys(whole[1], 0.0), []
     for first, last in ((0, 2), (2, 6)):
         part = [t for t, row in enumerate(rows) if first <= row < last]
-        pick = [[x[t] for t in part] for x in (logprobs, weights, old, reference)]
+        pick = [[x[t] for t in part] for x in (logprobs, weights, old, reference, divergence)]
         piece = run(loss, pick[0], batch([rows[t] - first for t in part], *pick[1:]), totals)
         value += piece[0]
         metrics = {name: m + piece[1][name] for name, m in metrics.items()}
@@ -159,6 +228,7 @@ def test_micro_batches_add_up_to_the_batch(loss: Loss) -> None:
     [
         (lambda: nll(normalise="rows"), "Did you mean 'row'"),  # type: ignore[arg-type]
         (lambda: dpo(beta=0.0), "beta is 0.0"),
+        (lambda: mito(beta=-1.0), "beta is -1.0"),
         (lambda: policy_gradient(clip_low=2.0), "clip_low=2.0"),
         (lambda: policy_gradient(aggregation="tokens"), "unknown aggregation 'tokens'"),  # type: ignore[arg-type]
         (lambda: policy_gradient(aggregation="constant"), "constant is None"),

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from helpers import tiny_module
 from whet.data.packing import Pack, pack_rows, paths_of
 from whet.errors import ConfigError
-from whet.learn import forward
+from whet.learn import forward, heads
 from whet.learn.forward import Plan, Scorer
 from whet.types import Example
 
@@ -206,8 +206,8 @@ def test_logits_made_again_give_the_same_gradient(monkeypatch: pytest.MonkeyPatc
     weights = np.ones((len(rows), 60), np.float32)
     scorer = Scorer(module())
     kept, kept_grads = packed(scorer, pack_rows(rows), weights)
-    monkeypatch.setattr(forward, "_KEEP", 0)
-    monkeypatch.setattr(forward, "_SLICE", 17)
+    monkeypatch.setattr(heads, "_KEEP", 0)
+    monkeypatch.setattr(heads, "_SLICE", 17)
     again, grads = packed(scorer, pack_rows(rows), weights)
     np.testing.assert_allclose(again, kept, atol=1e-5)
     for name, grad in grads.items():

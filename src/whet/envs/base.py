@@ -187,6 +187,14 @@ class Env:
         """A scripted reflection on an unsuccessful attempt, made from its log alone, if the environment has one."""
         return None
 
+    def documents(self) -> tuple[str, ...]:
+        """The texts that the first observation holds besides what is asked, as a retriever's; empty where there are none.
+
+        An environment that has some shows those in `task.data["documents"]` in their place, where a task has that entry: so
+        they can be put in another order, left out, or joined by others.
+        """
+        return ()
+
     def role(self, role: str, turns: tuple[Turn, ...], rng: random.Random) -> str | Action | None:
         """What a scripted speaker in this role answers to these turns, if the environment has a script for it.
 

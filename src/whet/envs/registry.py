@@ -51,6 +51,7 @@ _BUNDLED = {
     "scienceworld": "whet.envs.scienceworld:ScienceWorld",
     "search": "whet.envs.search:Search",
     "sql": "whet.envs.sql:SQL",
+    "tau2": "whet.envs.tau2:Tau2",
     "textcraft": "whet.envs.textcraft:TextCraft",
     "textworld": "whet.envs.textworld:TextWorld",
     "textworldexpress": "whet.envs.textworldexpress:TextWorldExpress",

@@ -5,7 +5,9 @@
                                              answer("Mila")
 
 Names of people are disjoint between train, dev and test; relations are shared. Every page lists other relations as
-distractors, and other people's pages exist to get lost in. Some questions need arithmetic, for which there is a tool.
+distractors, and other people's pages exist to get lost in. Some questions need arithmetic, for which there is a tool. With
+`given`, documents stand before the question and nothing need be searched for: reading what a retriever found, some of which
+may lie.
 """
 
 from __future__ import annotations
@@ -13,11 +15,13 @@ from __future__ import annotations
 import ast
 import operator
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from whet.envs.base import Action, Env, Step, ToolError
+from whet.envs.search_given import documents, written
+from whet.envs.search_roles import speak
 from whet.errors import ConfigError
 from whet.seeding import derive_seed
 from whet.tools.function import Tool, tool
@@ -58,6 +62,8 @@ class Search(Env):
     Options: `hops` is how many relations a question follows, such as `2` or `1-3`; `facts` how many relations stand
     on a page (all but one are distractors); `people` how many pages exist; `arithmetic` the share of questions that
     add two ages; `reward` is `exact` (1 for the right answer) or `graded` (half of it for the right pages read).
+    `given` is how many pages stand in the prompt, so that there is no search; `copies` in how many of them each page
+    stands that the question needs; `lies` how many more documents contradict those pages, in dev and test tasks alone.
     """
 
     instructions = "Answer the question. Search one person at a time."
@@ -71,6 +77,9 @@ class Search(Env):
         people: int = 12,
         arithmetic: float = 0.0,
         reward: Literal["exact", "graded"] = "exact",
+        given: int = 0,
+        copies: int = 1,
+        lies: int = 0,
     ) -> None:
         low, _, high = str(hops).partition("-")
         if not (low.isdigit() and (high or low).isdigit() and 1 <= int(low) <= int(high or low) <= 4):
@@ -84,6 +93,16 @@ class Search(Env):
         if not 0 <= arithmetic <= 1:
             raise ConfigError(f"arithmetic is {arithmetic}; expected a share between 0 and 1")
         self._hops = (int(low), int(high or low))
+        if copies < 1 or lies < 0 or given < 0 or (given == 0 and (copies, lies) != (1, 0)):
+            raise ConfigError(f"given is {given}, copies {copies} and lies {lies}; expected copies >= 1 and lies >= 0, with given >= 1")
+        longest = max(self._hops[1], 3 if arithmetic else 0)
+        least, most = longest * copies, longest * (copies - 1) + people
+        if given and not least <= given <= most:
+            raise ConfigError(f"given is {given}; expected {least} to {most}: {longest} of {people} pages are needed, {copies} times each")
+        self._given, self._copies, self._lies = given, copies, lies
+        self._shown: tuple[str, ...] = ()
+        if given:
+            self.instructions = "Answer the question by the documents."  # type: ignore[misc]
         self._facts, self._people, self._arithmetic, self._graded = facts, people, arithmetic, reward == "graded"
         self._read: list[str] = []
         self._answered = ""
@@ -91,14 +110,22 @@ class Search(Env):
 
     @property
     def tools(self) -> tuple[Tool, ...]:
-        """`calculate` is offered only where questions may need it."""
-        everything = super().tools
-        return everything if self._arithmetic else tuple(t for t in everything if t.name != "calculate")
+        """`calculate` is offered only where questions may need it, and `search` where pages are not given."""
+        needless = ({"calculate"} if not self._arithmetic else set()) | ({"search"} if self._given else set())
+        return tuple(t for t in super().tools if t.name not in needless)
 
     def reset(self, task: Task) -> str:
         rng = random.Random(task.seed)
         self.question = make_question(rng, NAMES[task.split], self._hops, self._facts, self._people, self._arithmetic)
-        return self.question.text
+        if self._given:
+            lies = self._lies if task.split != "train" else 0
+            own = documents(rng, self.question.pages, self._needed(), self._given, self._copies, lies)
+            self._shown = tuple(task.data.get("documents", own))
+        return "\n\n".join([*self._shown, self.question.text])
+
+    def documents(self) -> tuple[str, ...]:
+        """The pages in the prompt; none unless some are given."""
+        return self._shown
 
     def step(self, action: Action) -> Any:
         """As `Env.step`, with what a grader wants to know in `info`."""
@@ -118,7 +145,7 @@ class Search(Env):
         if page is None:
             return f"No page of {query.strip()[:40]}."
         self._read.append(query.strip())
-        return "\n".join([query.strip(), *(f"{relation} {value}" for relation, value in page.items())])
+        return written(query.strip(), page)
 
     @tool
     def calculate(self, expression: str) -> str:
@@ -134,7 +161,7 @@ class Search(Env):
         """Give the final answer."""
         self._answered = text.strip()
         right = self._answered == self.question.answer
-        partial = 0.5 * len(self._progress()) / len(self._needed()) if self._graded else 0.0
+        partial = 0.5 * len(self._progress(self._read)) / len(self._needed()) if self._graded and not self._given else 0.0
         return self.finish("", reward=1.0 if right else partial, success=right)
 
     def _needed(self) -> list[str]:
@@ -142,26 +169,34 @@ class Search(Env):
         question = self.question
         return [*question.path[:-1], *question.sum_of] if question.sum_of else list(question.path[:-1])
 
-    def _progress(self) -> list[str]:
-        """The needed pages already read, up to the first that was not."""
+    def _progress(self, read: Collection[str]) -> list[str]:
+        """The needed pages among those read, up to the first that is not."""
         done = []
         for person in self._needed():
-            if person not in self._read:
+            if person not in read:
                 break
             done.append(person)
         return done
 
     def expert(self, rng: random.Random) -> Action:
         """The next step of the shortest way to the answer, with a thought that names the relation and the person."""
-        question, done = self.question, self._progress()
+        return self.after(self._read, [] if self._calculated is None else [self._calculated])
+
+    def after(self, read: Collection[str], calculated: Collection[str]) -> Action:
+        """The expert's next step once these pages have been read and these results calculated."""
+        question, done = self.question, self._progress(read)
         needed = self._needed()
+        if self._given:
+            done = needed
         if len(done) < len(needed):
             person = needed[len(done)]
             return call_of(self._thought(len(done)), "search", query=person)
-        if question.sum_of and self._calculated != question.answer:
+        if question.sum_of and question.answer not in calculated:
             ages = [question.pages[person]["age"] for person in question.sum_of]
             return call_of(f"age {ages[0]}, age {ages[1]}", "calculate", expression=" + ".join(ages))
-        return call_of(self._thought(len(done)) if not question.sum_of else "", "answer", text=question.answer)
+        chain = range(1 if self._given else len(done), len(done) + 1)
+        thought = ", ".join(self._thought(i) for i in chain) if not question.sum_of else ""
+        return call_of(thought, "answer", text=question.answer)
 
     def _thought(self, i: int) -> str:
         question = self.question
@@ -175,13 +210,20 @@ class Search(Env):
     def random_action(self, rng: random.Random) -> Action:
         """Search or answer with somebody."""
         person = rng.choice(list(self.question.pages))
-        return call_of("", "search", query=person) if rng.random() < 0.7 else call_of("", "answer", text=person)
+        search = rng.random() < 0.7 and not self._given
+        return call_of("", "search", query=person) if search else call_of("", "answer", text=person)
+
+    def role(self, role: str, turns: tuple[Turn, ...], rng: random.Random) -> str | Action | None:
+        """Judges, and debates and edits responses, going by the pages in what it is shown (`search_roles`)."""
+        return speak(self, role, turns, rng)
 
     def reflect(self, turns: tuple[Turn, ...]) -> str | None:
         """What the pages in the log already tell about the question, as a plan for the next attempt.
 
-        Made from the question and the pages that the attempt read, never from the answer.
+        Made from the question and the pages that the attempt read, never from the answer; None where pages are given.
         """
+        if self._given:
+            return None
         pages = {}
         for turn in turns:
             head, *lines = turn.content.splitlines() or [""]

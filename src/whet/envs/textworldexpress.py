@@ -22,7 +22,8 @@ from typing import Any, Literal
 
 from whet.envs.base import Action, Step
 from whet.envs.command import command
-from whet.envs.java import JavaEnv, JavaRaised, Server, Servers
+from whet.envs.java import JavaEnv, Server, Servers
+from whet.envs.jvm import JavaRaised
 from whet.errors import ConfigError, EnvError, did_you_mean, missing_extra
 from whet.types import Split, Task
 

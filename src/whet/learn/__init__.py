@@ -9,21 +9,27 @@ from whet.errors import missing_extra
 
 if TYPE_CHECKING:
     from whet.learn.credit import group_advantages, leave_one_out_advantages
-    from whet.learn.learner import Learner, Lora, with_reference
-    from whet.learn.losses import Loss, dpo, nll, policy_gradient
-    from whet.learn.training import optimise
+    from whet.learn.learner import Learner
+    from whet.learn.lora import Lora
+    from whet.learn.losses import Loss, dpo, mito, nll, policy_gradient
+    from whet.learn.reference import with_divergences, with_reference
+    from whet.learn.training import learner_for, mean_nll, optimise
 
 _HOME = {
     "group_advantages": "credit",
     "leave_one_out_advantages": "credit",
     "Learner": "learner",
-    "Lora": "learner",
-    "with_reference": "learner",
+    "Lora": "lora",
+    "with_divergences": "reference",
+    "with_reference": "reference",
     "Loss": "losses",
     "dpo": "losses",
+    "mito": "losses",
     "nll": "losses",
     "policy_gradient": "losses",
     "optimise": "training",
+    "learner_for": "training",
+    "mean_nll": "training",
 }
 
 __all__ = [
@@ -32,10 +38,14 @@ __all__ = [
     "Loss",
     "dpo",
     "group_advantages",
+    "learner_for",
     "leave_one_out_advantages",
+    "mean_nll",
+    "mito",
     "nll",
     "optimise",
     "policy_gradient",
+    "with_divergences",
     "with_reference",
 ]
 

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from whet.data.packing import Pack, pack_rows, paths_of
+from whet.learn.heads import Head, Hidden, Logits
 from whet.types import Example
 
 Route = Literal["lean", "tree", "padded"]
@@ -132,60 +133,6 @@ def _similar(members: Sequence[int], asked: Sequence[int], seen: Sequence[int]) 
     return lots
 
 
-_KEEP = 1 << 28
-"""Bytes of logits that a pack may hold on to for its backward pass; beyond it they are computed twice."""
-_SLICE = 512
-"""Queries whose logits are computed at once."""
-
-
-class _HeadLogprobs(torch.autograd.Function):
-    """log softmax(h W^T / temperature) at the targets: h [Q, D], W [V, D], target and temperature [Q] -> float32 [Q].
-
-    Logits exist a slice of queries at a time, and the gradient is made in their place, (softmax - onehot) * -g.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, temperature: Tensor) -> Tensor:
-        ctx.save_for_backward(hidden, weight, target, temperature)
-        ctx.kept = [] if any(ctx.needs_input_grad) and len(hidden) * len(weight) * 4 <= _KEEP else None
-        out = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
-        for part in _slices(len(hidden)):
-            logprobs = _logprobs(hidden[part], weight, temperature[part])
-            out[part] = logprobs.gather(1, target[part, None])[:, 0]
-            if ctx.kept is not None:
-                ctx.kept.append(logprobs)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, target, temperature = ctx.saved_tensors
-        grad = grads[0]
-        to_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        to_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        for i, part in enumerate(_slices(len(hidden))):
-            if ctx.kept is not None:
-                logprobs = ctx.kept[i]
-                ctx.kept[i] = None
-            else:
-                logprobs = _logprobs(hidden[part], weight, temperature[part])
-            scaled = (grad[part] / temperature[part])[:, None]
-            to_logits = logprobs.exp_().mul_(-scaled).scatter_add_(1, target[part, None], scaled).to(weight.dtype)
-            if to_hidden is not None:
-                torch.mm(to_logits, weight, out=to_hidden[part])
-            if to_weight is not None:
-                to_weight.addmm_(to_logits.t(), hidden[part])
-        ctx.kept = None
-        return to_hidden, to_weight, None, None
-
-
-def _slices(n: int) -> Iterator[slice]:
-    return (slice(start, min(start + _SLICE, n)) for start in range(0, n, _SLICE))
-
-
-def _logprobs(hidden: Tensor, weight: Tensor, temperature: Tensor) -> Tensor:
-    return (hidden @ weight.t()).float().div_(temperature[:, None]).log_softmax(-1)
-
-
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding of x [N, H, D] by cos and sin [N, 1, D / 2]."""
     a, b = x.chunk(2, -1)
@@ -216,15 +163,29 @@ class Scorer:
 
     def __call__(self, pack: Pack, *, tempered: bool = True) -> Tensor:
         """`tempered=False` gives log-probs at temperature 1 whatever the rows' own."""
+        return self._logprobs(self._head(pack), pack, tempered)
+
+    def with_divergences(self, pack: Pack, one: np.ndarray, other: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Log-probs at temperature 1, float32 [M], and, of one forward pass, KL(one || other), float32 [K].
+
+        `one` and `other`, int64 [K], are masked-in tokens of the pack: the distributions compared are those that they are drawn from.
+        """
+        head = self._head(pack)
+        one_, other_ = (torch.from_numpy(pack.query[index]).to(self.device) for index in (one, other))
+        return self._logprobs(head, pack, False), head.divergences(one_, other_)
+
+    def _head(self, pack: Pack) -> Head:
+        return {"lean": self._lean, "tree": self._tree, "padded": self._padded}[self.route](pack)
+
+    def _logprobs(self, head: Head, pack: Pack, tempered: bool) -> Tensor:
         target = torch.from_numpy(pack.target).to(self.device)
         temperature = torch.from_numpy(pack.temperature).to(self.device) if tempered else torch.ones(len(target), device=self.device)
-        run = {"lean": self._lean, "tree": self._tree, "padded": self._padded}[self.route]
-        return run(pack, target, temperature).index_select(0, torch.from_numpy(pack.query).to(self.device))
+        return head.logprobs(target, temperature).index_select(0, torch.from_numpy(pack.query).to(self.device))
 
     def _matmuls(self) -> contextlib.AbstractContextManager[Any]:
         return torch.autocast(self.device.type, self.autocast) if self.autocast else contextlib.nullcontext()
 
-    def _lean(self, pack: Pack, target: Tensor, temperature: Tensor) -> Tensor:
+    def _lean(self, pack: Pack) -> Head:
         places, asked = np.unique(pack.place, return_inverse=True)
         core, index = self.module.model, torch.from_numpy(places).to(self.device)
         plan, last = Plan(pack, self.device), Plan(pack, self.device, places)
@@ -246,9 +207,9 @@ class Scorer:
             x = core.norm(x)
         weight = self.module.lm_head.weight
         hidden = x.to(weight.dtype).index_select(0, torch.from_numpy(asked).to(self.device))
-        return _HeadLogprobs.apply(hidden, weight, target, temperature)  # type: ignore[no-any-return, no-untyped-call]
+        return Hidden(hidden, weight)
 
-    def _tree(self, pack: Pack, target: Tensor, temperature: Tensor) -> Tensor:
+    def _tree(self, pack: Pack) -> Head:
         with self._matmuls(), _attending(self.module, Plan(pack, self.device)):
             out = self.module(
                 input_ids=torch.from_numpy(pack.tokens).to(self.device)[None],
@@ -256,9 +217,9 @@ class Scorer:
                 logits_to_keep=torch.from_numpy(pack.place).to(self.device),
                 use_cache=False,
             )
-        return _pick(out.logits[0], target, temperature)
+        return Logits(out.logits[0])
 
-    def _padded(self, pack: Pack, target: Tensor, temperature: Tensor) -> Tensor:
+    def _padded(self, pack: Pack) -> Head:
         if any(s.parent is not None for s in pack.segments):
             raise ValueError("the padded route got a pack with shared prefixes; pack its rows with share=False")
         lengths = np.array([s.length for s in pack.segments])
@@ -273,7 +234,7 @@ class Scorer:
                 use_cache=False,
             )
         at = torch.from_numpy(segment).to(self.device), torch.from_numpy(pack.positions[pack.place]).to(self.device)
-        return _pick(out.logits[at], target, temperature)
+        return Logits(out.logits[at])
 
     def _fastest(self) -> Route:
         probe = _probe(int(self.module.config.get_text_config().vocab_size))
@@ -310,11 +271,6 @@ def _heads(x: Tensor, attention: Any, norm: str = "") -> Tensor:
     """[N, H * D] as [N, H, D], normalised per head where the model does that."""
     x = x.view(len(x), -1, attention.head_dim)
     return getattr(attention, norm)(x) if norm and hasattr(attention, norm) else x  # type: ignore[no-any-return]
-
-
-def _pick(logits: Tensor, target: Tensor, temperature: Tensor) -> Tensor:
-    logits = logits.float() / temperature[:, None]
-    return logits.gather(1, target[:, None])[:, 0] - logits.logsumexp(-1)
 
 
 def _not_llama(module: Any) -> str | None:

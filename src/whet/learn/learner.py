@@ -12,42 +12,30 @@ import dataclasses
 import logging
 import math
 import pickle
-import weakref
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from whet.data.packing import Pack, Unit, pack_rows
-from whet.errors import CheckpointError, ConfigError, did_you_mean, missing_extra
+from whet.errors import CheckpointError, ConfigError, did_you_mean
+from whet.learn.adapters import adapt, merged
 from whet.learn.forward import Scorer
+from whet.learn.lora import Lora
 from whet.learn.losses import Loss, Tokens, Totals
+from whet.learn.reference import flatten, scores
 from whet.policies.local import LocalPolicy, own_tensors
 from whet.runs.files import write_directory
-from whet.seeding import derive_seed
 from whet.types import Example, Pair
 
 Schedule = Literal["constant", "linear", "cosine"]
-RowT = TypeVar("RowT", Example, Pair)
 _STATE_FILE = "learner.pt"
 _STATE_VERSION = 1
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lora:
-    """Low-rank adapters (arXiv 2106.09685) on the linear layers that `targets` names, trained in place of the weights."""
-
-    rank: int = 16
-    alpha: float = 32.0
-    """Updates are scaled by alpha / rank."""
-    targets: str | tuple[str, ...] = "all-linear"
-    """Module names such as ("q_proj", "v_proj"); "all-linear" takes all but the output layer."""
 
 
 class Learner:
@@ -92,12 +80,13 @@ class Learner:
         """Steps refused because a gradient was not finite."""
         self._restarts = 0
         self._check(autocast)
-        self._base = policy.version
+        self._origin = policy.version + (f"/{lora.quantize}" if lora and lora.quantize else "")
+        self._base = self._origin
         self._has_gradient = False
         module = policy.module()
         if lora is None:
             module = module.float().requires_grad_(True)
-        self._peft = _adapt(module, lora, policy.version) if lora else None
+        self._peft = adapt(module, lora, policy.version) if lora else None
         self._module = module
         self._scorer = Scorer(module, autocast=autocast)
         self._trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
@@ -133,8 +122,8 @@ class Learner:
         sums: dict[str, Tensor | float] = defaultdict(float)
         packs = pack_rows(examples, units, max_tokens=self.max_pack_tokens, share=self._scorer.shares)
         for pack in packs:
-            logprobs = self._scorer(pack, tempered=loss.tempered)
-            value, metrics = loss.compute(logprobs, _tokens(examples, pack, logprobs.device), totals)
+            logprobs, divergence = scores(self._scorer, examples, pack, loss)
+            value, metrics = loss.compute(logprobs, _tokens(examples, pack, logprobs.device, divergence), totals)
             value.backward()  # type: ignore[no-untyped-call]
             for name, part in (("loss", value.detach()), *metrics.items()):
                 sums[name] = sums[name] + part
@@ -181,11 +170,7 @@ class Learner:
     def _weights(self) -> dict[str, Tensor]:
         if self._peft is None:
             return own_tensors(self._module)
-        weights = {n.replace(".base_layer.", "."): w for n, w in own_tensors(self._module).items() if ".lora_" not in n}
-        for name, layer in self._module.named_modules():
-            if hasattr(layer, "get_delta_weight"):
-                weights[f"{name}.weight"] = weights[f"{name}.weight"] + layer.get_delta_weight("default").detach()
-        return weights
+        return merged(self._module)
 
     def restart(self, policy: LocalPolicy, *, lr: float | None = None) -> None:
         """Go on from the weights of `policy` with a fresh optimiser and schedule, as methods do that train anew in each round.
@@ -239,7 +224,7 @@ class Learner:
             dataclasses.replace(self.policy, weights=self._weights(), version=self.version).save(directory)
         state = {
             "state_version": _STATE_VERSION,
-            "policy": self.policy.version,
+            "policy": self._origin,
             "base": self._base,
             "n_steps": self.n_steps,
             "n_skipped": self.n_skipped,
@@ -262,8 +247,8 @@ class Learner:
                 raise ValueError(f"it is of version {state['state_version']}; this is {_STATE_VERSION}")
             if (state["adapter"] is None) != (self._peft is None):
                 raise ValueError(f"it was saved {'without' if self._peft else 'with'} lora")
-            if self._peft is not None and state["policy"] != self.policy.version:
-                raise ValueError(f"its adapter belongs to the weights {state['policy']!r}, not {self.policy.version!r}")
+            if self._peft is not None and state["policy"] != self._origin:
+                raise ValueError(f"its adapter belongs to the weights {state['policy']!r}, not {self._origin!r}")
             saved = state["adapter"] or dict(LocalPolicy.load(path, device=self._scorer.device).weights)
             self._take(saved)
             self._optimizer.load_state_dict(state["optimizer"])
@@ -292,56 +277,6 @@ def schedule_factor(step: int, schedule: Schedule, warmup_steps: int, total_step
     return 1.0 - progress if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def with_reference(rows: Sequence[RowT], policy: LocalPolicy, *, max_pack_tokens: int = 8192) -> list[RowT]:
-    """The rows with their `reference` filled in: each masked-in token's log-prob under `policy`, which stays frozen.
-
-    An Example's are those at its temperature, as its sampled ones are; a Pair's are those at temperature 1.
-    """
-    examples, _ = _flatten(rows)
-    scorer = _scorers.get(policy)
-    if scorer is None:
-        scorer = _scorers[policy] = Scorer(policy.module(share=True).requires_grad_(False))
-    references = [np.zeros(len(row.tokens), dtype=np.float32) for row in examples]
-    pairs = bool(rows) and isinstance(rows[0], Pair)
-    with torch.no_grad():
-        for pack in pack_rows(examples, max_tokens=max_pack_tokens, share=scorer.shares):
-            scores = scorer(pack, tempered=not pairs).cpu().numpy()
-            for row, time, score in zip(pack.rows[pack.row], pack.time, scores, strict=True):
-                references[row][time] = score
-    filled = iter([dataclasses.replace(row, reference=scores) for row, scores in zip(examples, references, strict=True)])
-    if not pairs:
-        return cast(list[RowT], list(filled))
-    return [dataclasses.replace(cast(Any, pair), chosen=next(filled), rejected=next(filled)) for pair in rows]
-
-
-_scorers: weakref.WeakKeyDictionary[LocalPolicy, Scorer] = weakref.WeakKeyDictionary()
-
-
-def _adapt(module: Any, lora: Lora, version: str) -> Any:
-    """Injects adapters into the module and returns peft's wrapper around it; their first values follow from `version`."""
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise missing_extra("peft", "train", "Lora") from error
-    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed("lora", version))
-        try:
-            return get_peft_model(module, LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0))
-        except ValueError as error:
-            raise ConfigError(f"{lora} does not fit {type(module).__name__}: {error}") from error
-
-
-def _flatten(rows: Sequence[Example] | Sequence[Pair]) -> tuple[list[Example], list[Unit]]:
-    examples: list[Example] = []
-    units: list[Unit] = []
-    for row in rows:
-        parts = (row.chosen, row.rejected) if isinstance(row, Pair) else (row,)
-        units.append(tuple(range(len(examples), len(examples) + len(parts))))
-        examples += parts
-    return examples, units
-
-
 def _unfold(rows: Sequence[Example] | Sequence[Pair], loss: Loss) -> tuple[list[Example], list[Unit]]:
     """The single rows of a batch that suits the loss, and which of them belong together."""
     if not rows:
@@ -350,12 +285,15 @@ def _unfold(rows: Sequence[Example] | Sequence[Pair], loss: Loss) -> tuple[list[
     for row in rows:
         if not isinstance(row, expected):
             raise ConfigError(f"{loss.name} takes {expected.__name__} rows, and got a {type(row).__name__}")
-    examples, units = _flatten(rows)
+    examples, units = flatten(rows)
     for row in examples:
         for name in loss.needs:
             if getattr(row, name) is None:
-                how = "with_reference(rows, policy) fills them in" if name == "reference" else "they come with sampled episodes only"
+                fill = "with_divergences" if loss.divergence else "with_reference"
+                how = f"{fill}(rows, policy) fills them in" if name == "reference" else "they come with sampled episodes only"
                 raise ConfigError(f"{loss.name} needs {name} log-probs, and row {row.origin!r} has none; {how}")
+        if loss.divergence and row.reference is not None and row.reference[row.mask].min(initial=0.0) < -1e-3:
+            raise ConfigError(f"{loss.name} needs a reference's divergences, and row {row.origin!r} has log-probs; use with_divergences")
     return examples, units
 
 
@@ -373,7 +311,7 @@ def _totals(examples: Sequence[Example], units: list[Unit], loss: Loss) -> tuple
     ), live
 
 
-def _tokens(examples: Sequence[Example], pack: Pack, device: torch.device) -> Tokens:
+def _tokens(examples: Sequence[Example], pack: Pack, device: torch.device, divergence: Tensor | None = None) -> Tokens:
     """The pack's masked-in tokens as a loss sees them."""
 
     def gather(name: str) -> Tensor | None:
@@ -388,5 +326,6 @@ def _tokens(examples: Sequence[Example], pack: Pack, device: torch.device) -> To
         weight=cast(Tensor, gather("weights")),
         old=gather("logprobs"),
         reference=gather("reference"),
+        divergence=divergence,
         n_rows=len(pack.rows),
     )

@@ -8,6 +8,7 @@ add up in the same way.
     nll               imitation: masked negative log-likelihood with per-token weights
     dpo               preference: Direct Preference Optimization, with an optional likelihood term
     policy_gradient   reward: the clipped surrogate of PPO and GRPO with an optional KL penalty
+    mito              robustness: likelihood in one context, and how far it moves the distributions from those in another
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ class Tokens:
     old: Tensor | None = None
     """float32 [M]: log-probs of the policy that sampled."""
     reference: Tensor | None = None
-    """float32 [M]: log-probs of the reference policy."""
+    """float32 [M]: log-probs of the reference policy; where the loss asks for divergences, the reference's of those."""
+    divergence: Tensor | None = None
+    """float32 [M]: of pairs that give one answer in two contexts, at each of its tokens in row 2i the divergence
+    KL(pi(. | context of row 2i) || pi(. | context of row 2i + 1)); 0 in row 2i + 1. Only where the loss asks for it."""
     n_rows: int = 0
 
     def sum_rows(self, x: Tensor) -> Tensor:
@@ -75,6 +79,8 @@ class Loss:
     """Arrays that every row must have."""
     tempered: bool = False
     """Whether log-probs are those at each row's temperature, as they are where a ratio to sampled ones is taken."""
+    divergence: bool = False
+    """Whether it asks how the distributions of a pair's two rows diverge; both then hold the same masked-in tokens."""
     skips_zero_weight: bool = False
     """Whether rows whose weights are all zero cannot contribute a gradient, so that a learner may leave them out."""
 
@@ -188,3 +194,33 @@ def policy_gradient(
 
     needs: tuple[Literal["logprobs", "reference"], ...] = ("logprobs", "reference") if kl else ("logprobs",)
     return Loss(name="policy_gradient", compute=compute, needs=needs, tempered=True, skips_zero_weight=not kl)
+
+
+def mito(*, beta: float = 0.2) -> Loss:
+    """Multi-agent iterative tuning optimisation, the generator's loss of ATM (arXiv 2405.18111), for pairs of contexts.
+
+        L = mean over pairs of  mean_t [ -log pi(y_t | x~, y_<t) + beta (KL_t - KL_ref,t) ],
+        KL_t = KL( pi(. | x~, y_<t) || pi(. | x, y_<t) )
+
+    Of a pair, `chosen` is the answer y in the attacked context x~ and `rejected` the same answer in the clean context x. KL is
+    taken over the whole vocabulary and its gradient goes through both contexts. KL_ref, that of the policy at the start of the
+    round (`learn.with_divergences`), is constant: it sets the zero. The likelihood is that of the paper, under attack; the KL term
+    is that of the authors' code, which averages it over the prompt's positions as well (where it is 0), so that their beta
+    counts for less by the ratio of the lengths.
+    """
+    if beta < 0:
+        raise ConfigError(f"beta is {beta}; expected 0 or more")
+
+    def compute(logprobs: Tensor, tokens: Tokens, totals: Totals) -> tuple[Tensor, Metrics]:
+        assert tokens.divergence is not None
+        assert tokens.reference is not None
+
+        def mean(per_token: Tensor) -> Tensor:
+            return (tokens.sum_rows(per_token) / tokens.lengths())[0::2].sum() / totals.pairs
+
+        loss = mean(tokens.weight * (beta * (tokens.divergence - tokens.reference) - logprobs))
+        with torch.no_grad():
+            metrics = {"nll_attacked": -mean(logprobs), "divergence": mean(tokens.divergence), "divergence_ref": mean(tokens.reference)}
+        return loss, metrics
+
+    return Loss(name="mito", compute=compute, of="pairs", needs=("reference",), divergence=True)

@@ -41,6 +41,26 @@ QUICK: dict[str, dict[str, Any]] = {
         "batch_size": 16,
     },
     "reflexion": {"env": "search:hops=1-2", "train_tasks": 64, "trials": 3, "reflector": "environment"},
+    "coevol": {"env": "search:hops=1-3", "train_tasks": 64, "window": 8, "epochs": 4, "lr": 5e-4, "batch_size": 8},
+    "agent_tuning": {
+        "env": "search:hops=1-2 + babyai:level=GoToLocal,max_turns=12",
+        "train_tasks": 64,
+        "epochs": 4,
+        "lr": 5e-4,
+        "batch_size": 8,
+    },
+    "agent_ohana": {"env": "search:hops=1-2", "train_tasks": 48, "epochs": 4, "lr": 5e-4, "batch_size": 8, "lora": None},
+    "fireact": {
+        "env": "search:hops=1-2",
+        "teacher": "expert",
+        "formats": ("react",),
+        "train_tasks": 48,
+        "epochs": 4,
+        "lr": 5e-4,
+        "batch_size": 8,
+        "lora": None,
+    },
+    "nat": {"env": "search:hops=1-2", "train_tasks": 48, "epochs": 4, "lr": 5e-4, "batch_size": 8},
 }
 """Method -> the environment it is shown on, sizes of the data, and its options."""
 SIZES = {"train_tasks": 128, "dev_tasks": 32, "test_tasks": 64, "expert_episodes": 32}

@@ -1,0 +1,114 @@
+"""What scripted speakers say about Search. Each is a reader who goes by the question and the pages in what it is shown.
+
+    judge               rates by the share of steps that a careful reader would have taken, and by whether the answer follows
+    positive, critic    debate a response; when they are free, they weigh what the other said
+    advisor             passes on the suggestion that the debate found plausible
+    editor              does what the first suggestion says that it can do
+
+They stand in for models, and like models they err: the critic suggests something else, and either debater weighs wrongly, in
+one of five cases (`ERRS`); a judge that sees no difference names what it was shown first.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from whet.envs.base import Action
+from whet.policies.chat import read_calls
+from whet.policies.forms import PREFERENCE, form_of, quoted
+from whet.transcript import line, read_transcript
+from whet.types import ToolCall, Turn
+
+if TYPE_CHECKING:
+    from whet.envs.search import Search
+
+ERRS = 0.2
+_CALL = re.compile(r"(?P<thought>.*?) ?(?P<call>(?P<name>search|answer|calculate)\((?P<key>\w+)='(?P<value>[^']*)'\))$")
+_INSTEAD = "Instead: "
+_PLAUSIBLE, _NOT = "Plausible: ", "Not plausible: "
+_RIGHT = "the response says what follows from the pages."
+
+
+def speak(env: Search, role: str, turns: Sequence[Turn], rng: random.Random) -> str | Action | None:
+    """What the script of a role answers; None for a role or a question that it does not know."""
+    prompt = turns[0].content
+    if role == "judge":
+        return _judge(env, prompt)
+    if role == "advisor":
+        return _advice(quoted(prompt, "discussion"))
+    if role == "editor":
+        return _edited(quoted(prompt, "suggestions"), _response(prompt))
+    if role not in ("positive", "critic"):
+        return None
+    right = _next(env, read_transcript(quoted(prompt, "conversation")))
+    if role == "positive":
+        review = quoted(turns[-1].content, "review")
+        return _weighed(_instead(review) == right, _instead(review), rng) if review else f"It is right: {_RIGHT}"
+    fits = line(_response(prompt)) == right
+    if len(turns) > 1:
+        return _weighed(fits, _RIGHT, rng)
+    other = f"search(query={rng.choice(list(env.question.pages))!r})"
+    return f"It gets nowhere. {_INSTEAD}{other if fits or rng.random() < ERRS else right}"
+
+
+def _weighed(plausible: bool, point: str, rng: random.Random) -> str:
+    return f"{_PLAUSIBLE if plausible != (rng.random() < ERRS) else _NOT}{point}"
+
+
+def _instead(said: str) -> str:
+    """The step that a speech suggests."""
+    return said.partition(_INSTEAD)[2].splitlines()[0] if _INSTEAD in said else ""
+
+
+def _advice(discussion: str) -> str:
+    """The step that was suggested, if the other reviewer found it plausible."""
+    step = _instead(discussion)
+    return f"{_INSTEAD}{step}" if step and f"{_PLAUSIBLE}{step}" in discussion else "Leave the response as it is."
+
+
+def _response(prompt: str) -> Turn:
+    content, calls = read_calls(quoted(prompt, "response"))
+    return Turn(role="assistant", content=content, tool_calls=calls)
+
+
+def _edited(suggestions: str, response: Turn) -> Action:
+    found = _CALL.match(_instead(suggestions))
+    if found is None:
+        return Action(text=response.content, tool_calls=response.tool_calls)
+    return Action(text=found["thought"], tool_calls=(ToolCall(name=found["name"], arguments={found["key"]: found["value"]}),))
+
+
+def _next(env: Search, log: Sequence[Turn]) -> str:
+    """What a careful reader of this log would do next, as a line of it."""
+    seen = [turn.content.splitlines() for turn in log if turn.role == "tool" and turn.content]
+    action = env.after([lines[0] for lines in seen if len(lines) > 1], [lines[0] for lines in seen if len(lines) == 1])
+    return line(Turn(role="assistant", content=action.text, tool_calls=action.tool_calls))
+
+
+def _worth(right: str, said: str) -> float:
+    """Of a step: 1 for the right one, a little less without its thought, little for a detour, nothing for a wrong answer."""
+    ours, theirs = _CALL.match(right), _CALL.match(said)
+    if said == right or ours is None or theirs is None:
+        return float(said == right)
+    return 0.8 if theirs["call"] == ours["call"] else 0.0 if theirs["name"] == "answer" else 0.2
+
+
+def grade(env: Search, log: Sequence[Turn]) -> tuple[float, bool]:
+    """The mean worth of a log's steps, in [0, 1], and whether it ends with the answer that follows from its pages."""
+    at = [i for i, turn in enumerate(log) if turn.trained]
+    worth = [_worth(_next(env, log[:i]), log[i].content) for i in at]
+    return (fmean(worth), worth[-1] >= 0.8 and "answer(" in log[at[-1]].content) if worth else (0.0, False)
+
+
+def _judge(env: Search, prompt: str) -> str | None:
+    form = form_of(prompt)
+    if form is PREFERENCE:
+        start = quoted(prompt, "conversation")
+        a, b = (grade(env, read_transcript(f"{start}\n{quoted(prompt, side)}"))[0] for side in "AB")
+        return form.write(float(a >= b))
+    share, answered = grade(env, read_transcript(quoted(prompt, "episode")))
+    return form.write(share if answered else min(share, 0.4)) if form else None
