@@ -1,13 +1,13 @@
 """Client: ask a client the questions of a guide, each following from the last answer, then file the form that they lead to.
 
-    Guide / start ride / bus carry / boat sit / bag eat / box file letter / ...     I want to go to the city.
+    Guide / start ride / bus carry / boat sit / bag eat / box send letter / ...     I want to go to the city.
     ride?                                                                           The bus.
     bus, carry?                                                                     box please.
-    box file letter  ->  file("letter")
+    box send letter  ->  send("letter")
 
-What is said goes to the client; only `file` is a tool. The guide is a directed graph: its nodes are questions, its edges the
-answers that may be given. It is drawn anew in every task, from a family of matters with words of its own. Families are
-disjoint between train, dev and test.
+What is said goes to the client; only `send` is a tool. The guide is a directed graph: its nodes are questions, its edges the
+answers that may be given. It is drawn anew in every task, from one of three families of graphs (booking, repair, return). What
+is asked, answered and filed is disjoint between train, dev and test.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from __future__ import annotations
 import functools
 import random
 import re
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from whet.envs.base import Action, Env, Step
 from whet.envs.roles import Merit, asked, behind, judged, speak
-from whet.errors import ConfigError, EnvError
+from whet.envs.words import THINGS
+from whet.errors import ConfigError
 from whet.policies.forms import form_of
 from whet.seeding import derive_seed
 from whet.tools.function import tool
-from whet.types import Split, Task, ToolCall, Turn
+from whet.types import Task, ToolCall, Turn
 
 if TYPE_CHECKING:
     from whet.policies.base import Policy
@@ -37,59 +38,24 @@ REPLIES = ("{0}.", "{0} please.", "The {0}.", "Make it {0}.")
 _ASK = re.compile(r"\bask (\w+)")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Family:
-    """A matter that clients come with: what may be asked, what may be answered, and the forms that there are."""
-
-    opening: str
-    topics: Mapping[str, tuple[str, ...]]
-    forms: tuple[str, ...]
-
-
-def _family(opening: str, forms: str, **topics: str) -> Family:
-    return Family(opening=opening, forms=tuple(forms.split()), topics={topic: tuple(words.split()) for topic, words in topics.items()})
-
-
-FAMILIES: dict[Split, tuple[Family, ...]] = {
-    "train": (
-        _family(
-            "I want to go to the city.", "ticket letter list page",
-            ride="bus boat plane", sit="window door table", carry="bag box basket", eat="bread cake fish", pay="coin card gold",
-        ),
-        _family(
-            "I need help in the house.", "key map phone book",
-            look="clock radio camera", clean="floor wall roof", hold="hammer rope ladder", paint="red blue green", come="today night day",
-        ),
-    ),
-    "dev": (
-        _family(
-            "I want to send it back.", "star flag bell drum",
-            wear="coat hat shirt", wash="water soap snow", cut="long short small", buy="store street market", bring="truck horse car",
-        ),
-        _family(
-            "I need help with the garden.", "ring doll kite ball",
-            plant="rose leaf tree", stand="sun rain wind", drink="milk tea coffee", keep="cat dog bird", walk="gate bridge road",
-        ),
-    ),
-    "test": (
-        _family(
-            "I want to cook for a friend.", "cup plate glass sink",
-            cook="egg corn pie", mix="onion apple pear", use="spoon fork knife", put="bowl pan bottle", add="salt sugar oil",
-        ),
-        _family(
-            "I want to learn something.", "desk chair bed school",
-            learn="number word name", write="pen pencil ink", read="paper picture sea", play="toy king queen", meet="boy girl lion",
-        ),
-    ),
-}  # fmt: skip
-"""Per split, with words that no other split's have."""
+FAMILIES = {
+    "booking": "I want {0}.",
+    "repair": "My {0} will not work.",
+    "return": "I want to give {0} back.",
+}
+"""What clients come with. In a booking all answers but one lead to the same next question; in a repair each leads to any
+question that is left; in a return one answer of each question is the end."""
+TOPICS, ANSWERS, FORMS = 5, 3, 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Guide:
     """A workflow, and what a client wants."""
 
-    family: Family
+    family: str
+    subject: str
+    topics: Mapping[str, tuple[str, ...]]
+    """Topic -> the answers that there are."""
     start: str
     leads: Mapping[str, str]
     """Answer -> the next question's topic, or a form."""
@@ -97,12 +63,22 @@ class Guide:
     """Topic -> the client's answer."""
 
     @property
+    def opening(self) -> str:
+        """What the client says first."""
+        return FAMILIES[self.family].format(self.subject)
+
+    @property
     def path(self) -> tuple[str, ...]:
         """The topics to be asked about, in order, with this client."""
         topics = [self.start]
-        while (following := self.leads[self.wants[topics[-1]]]) in self.family.topics:
+        while (following := self.leads[self.wants[topics[-1]]]) in self.topics:
             topics.append(following)
         return tuple(topics)
+
+    @property
+    def forms(self) -> list[str]:
+        """All forms that the guide knows."""
+        return sorted({following for following in self.leads.values() if following not in self.topics})
 
     @property
     def form(self) -> str:
@@ -112,10 +88,10 @@ class Guide:
     def line(self, answer: str) -> str:
         """The guide's line for an answer; that of the beginning for `start`."""
         following = self.leads.get(answer, self.start)
-        return f"{answer} {'' if following in self.family.topics else 'file '}{following}"
+        return f"{answer} {'' if following in self.topics else 'send '}{following}"
 
     def __str__(self) -> str:
-        answers = [answer for topic in self.family.topics for answer in self.family.topics[topic] if answer in self.leads]
+        answers = [answer for topic in self.topics for answer in self.topics[topic] if answer in self.leads]
         return "\n".join(["Guide", self.line("start"), *map(self.line, answers)])
 
 
@@ -127,7 +103,7 @@ class Client(Env):
     the client: the environment's script, or a policy by its name, such as `openai:MODEL@URL`.
     """
 
-    instructions = "Ask the client by the guide. Then file the form."
+    instructions = "Ask the client by the guide. Then send the page."
     max_turns = 10
     max_tokens = 32
 
@@ -140,23 +116,20 @@ class Client(Env):
 
     def reset(self, task: Task) -> str:
         rng = random.Random(task.seed)
-        self.guide = make_guide(rng, rng.choice(FAMILIES[task.split]), rng.randint(*self._steps))
+        self.guide = make_guide(rng, THINGS[task.split], rng.choice(list(FAMILIES)), rng.randint(*self._steps))
         self._seed = task.seed
         self.moves = self.done = 0
-        self.ended = False
         self.said: list[tuple[str, str]] = []
-        return f"{self.guide}\n\n{self.guide.family.opening}"
+        return f"{self.guide}\n\n{self.guide.opening}"
 
     def step(self, action: Action) -> Any:
-        """A call of `file`, or else something that is said to the client; a step of an awaited client must be awaited."""
-        self.moves += 1
-        if action.tool_calls or self.ended:
-            if self.ended:
-                raise EnvError(f"the episode of {type(self).__name__!r} is over; one object is one episode, so make another one")
+        """A call of `send`, or else something that is said to the client; a step of an awaited client must be awaited."""
+        if action.tool_calls or self._over:
             step = super().step(action)
             assert isinstance(step, Step)
-            self.ended = step.terminated
-            return replace(step, info=self._info() | ({"reason": "filed"} if step.terminated else {}))
+            self.moves += 1
+            return replace(step, info=self._info() | ({"reason": "sent"} if step.terminated else {}))
+        self.moves += 1
         if self._client == SCRIPT:
             return self._heard(action.text, self.reply(action.text))
         return self._told(action.text)
@@ -169,7 +142,7 @@ class Client(Env):
         wants = ", ".join(f"{topic}: {answer}" for topic, answer in self.guide.wants.items())
         system = f"You are a client. You want ({wants}). Answer the question that you are asked in a few words."
         turns = [Turn(role="system", content=system), Turn(role="user", content="Hello, what can I do for you?")]
-        turns.append(Turn(role="assistant", content=self.guide.family.opening))
+        turns.append(Turn(role="assistant", content=self.guide.opening))
         for question, answer in (*self.said, (text, "")):
             turns += [Turn(role="user", content=question), Turn(role="assistant", content=answer)]
         session = f"{self.rollout_id}/client/{self.moves}"
@@ -198,15 +171,15 @@ class Client(Env):
         return {"subgoals": self.done, "of": len(path), "workflow": [self._question(i) for i in range(len(path))]}
 
     @tool
-    def file(self, form: str) -> str:
-        """File a form; ends the episode."""
+    def send(self, page: str) -> str:
+        """Send a page; ends the episode."""
         share = self.done / len(self.guide.path)
-        right = form.strip() == self.guide.form and share == 1
+        right = page.strip() == self.guide.form and share == 1
         return self.finish("", reward=1.0 if right else 0.5 * share if self._graded else 0.0, success=right)
 
     def _topic(self, text: str) -> str | None:
         """What is asked about: the last word that is a topic."""
-        return next((word for word in reversed(re.findall(r"\w+", text.lower())) if word in self.guide.family.topics), None)
+        return next((word for word in reversed(re.findall(r"\w+", text.lower())) if word in self.guide.topics), None)
 
     def reply(self, text: str) -> str:
         """What the scripted client answers."""
@@ -228,21 +201,21 @@ class Client(Env):
         """The next question, or the form, with a thought that is the guide's line."""
         if self.done < len(self.guide.path):
             return Action(text=self._question(self.done))
-        return Action(text=self._node(), tool_calls=(ToolCall(name="file", arguments={"form": self.guide.form}, id="call_0"),))
+        return Action(text=self._node(), tool_calls=(ToolCall(name="send", arguments={"page": self.guide.form}, id="call_0"),))
 
     def random_action(self, rng: random.Random) -> Action:
         """Ask anything, or file any form."""
         if rng.random() < 0.75:
-            return Action(text=f"{rng.choice(list(self.guide.family.topics))}?")
-        form = rng.choice(self.guide.family.forms)
-        return Action(tool_calls=(ToolCall(name="file", arguments={"form": form}, id="call_0"),))
+            return Action(text=f"{rng.choice(list(self.guide.topics))}?")
+        form = rng.choice(self.guide.forms)
+        return Action(tool_calls=(ToolCall(name="send", arguments={"page": form}, id="call_0"),))
 
     def role(self, role: str, turns: tuple[Turn, ...], rng: random.Random) -> str | Action | None:
         """Scripts of `client`, `agent`, `node`, `judge`, and those of every world (`whet.envs.roles`).
 
         client     answers what was said last by what this client wants
         agent      what an agent says that does what the guide says
-        node       the guide's line that holds now, to prompt an agent by: `bus carry`, `box file letter`
+        node       the guide's line that holds now, to prompt an agent by: `bus carry`, `box send letter`
         judge      a rating, a preference, or yes/no (`policies.forms`); where it says `ask carry`, whether that step is done
         """
         if role == "client":
@@ -276,18 +249,23 @@ def player(spec: str) -> Policy:
     return load_policy(spec)
 
 
-def make_guide(rng: random.Random, family: Family, steps: int) -> Guide:
-    """A guide over all topics of a family in which this client is asked `steps` questions.
+def make_guide(rng: random.Random, words: Sequence[str], family: str, steps: int) -> Guide:
+    """A guide of a family in which this client is asked `steps` questions.
 
     An answer leads to a topic that comes later in a drawn order, or to a form, so no question is asked twice.
     """
-    order = rng.sample(list(family.topics), len(family.topics))
+    drawn = rng.sample(words, 1 + TOPICS * (1 + ANSWERS) + FORMS)
+    subject, order, forms, rest = drawn[0], drawn[1 : 1 + TOPICS], drawn[1 + TOPICS : 1 + TOPICS + FORMS], drawn[1 + TOPICS + FORMS :]
+    topics = {topic: tuple(rest[i * ANSWERS : (i + 1) * ANSWERS]) for i, topic in enumerate(order)}
+    wants = {topic: rng.choice(answers) for topic, answers in topics.items()}
     path = [order[0], *sorted(rng.sample(order[1:], steps - 1), key=order.index)]
-    wants = {topic: rng.choice(answers) for topic, answers in family.topics.items()}
-    following = dict(zip(path, [*path[1:], rng.choice(family.forms)]))
     leads = {}
     for i, topic in enumerate(order):
-        for answer in family.topics[topic]:
-            later = [*order[i + 1 :], rng.choice(family.forms)]
-            leads[answer] = following[topic] if topic in following and answer == wants[topic] else rng.choice(later)
-    return Guide(family=family, start=path[0], leads=leads, wants=wants)
+        after = path[path.index(topic) + 1 :][:1] if topic in path else order[i + 1 :][:1]
+        usual = (after or [rng.choice(forms)])[0]
+        ends = rng.choice([answer for answer in topics[topic] if answer != wants[topic] or topic not in path])
+        for answer in topics[topic]:
+            elsewhere = rng.choice([*order[i + 1 :], rng.choice(forms)])
+            other = {"booking": elsewhere if answer == ends else usual, "return": rng.choice(forms) if answer == ends else elsewhere}
+            leads[answer] = usual if topic in path and answer == wants[topic] else other.get(family, elsewhere)
+    return Guide(family=family, subject=subject, topics=topics, start=path[0], leads=leads, wants=wants)
