@@ -63,7 +63,7 @@ ENVIRONMENTS = {
     "mcp": About(licence="MIT", pip=("[mcp]",)),
     "miniwob": About(
         licence="MIT",
-        specs=("miniwob", "miniwob:task=experts", "miniwob:task=all"),
+        specs=("miniwob", "miniwob:task=experts"),
         pip=("[miniwob]",),
         also="a Chromium browser (Debian: 414 MB)",
         n=60,

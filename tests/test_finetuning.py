@@ -5,6 +5,7 @@ The model is tiny and random: what is tested is what it is given to learn from, 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -18,12 +19,15 @@ from helpers import tiny_policy
 from whet import learn, methods
 from whet.agents import Agent
 from whet.agents.reflecting import NOTE, REQUEST, Reflecting
+from whet.cli import main
+from whet.cli.common import load_agent
 from whet.config import configure
 from whet.data.conversion import to_react
 from whet.data.general import BUNDLED, general_rows, read_general
 from whet.envs.base import Action, Env, EnvFactory
 from whet.envs.mixture import Mixture
-from whet.errors import ConfigError
+from whet.envs.registry import load_env
+from whet.errors import ConfigError, PolicyError
 from whet.methods.nat import CONTROLS, NATConfig, marked, marks
 from whet.policies import ScriptedPolicy, load_policy
 from whet.policies.base import Request
@@ -407,6 +411,34 @@ def test_its_adapters_are_on_queries_and_values() -> None:
     assert (config.lora.rank, config.lora.alpha) == (8, 16.0)
 
 
+@pytest.mark.parametrize("spec", ["search:hops=2", "workshop:depth=1"])
+def test_scripted_teachers_go_the_ways_that_they_are_named_after(spec: str) -> None:
+    env = load_env(spec)
+    tasks = env.tasks("train", 24)
+    found = {way: rollout(Agent(load_policy(f"script:teacher:{way}")), env, tasks, seed=1) for way in ("react", "cot", "reflexion")}
+    assert all(e.success for e in found["react"])
+    assert {e.n_actions for e in found["cot"]} == {1}, "a guess, since nothing was looked up"
+    assert sum(e.success for e in found["cot"]) < 8
+    astray = [e for e in found["reflexion"] if any(t.content == "try this" for t in e.turns)]
+    assert 0 < len(astray) < len(found["reflexion"])
+    assert {e.n_actions for e in found["reflexion"] if e not in astray} == {e.n_actions for e in found["react"]}
+    for episode in astray:
+        acted = [turn for turn in episode.turns if turn.trained]
+        for turn, then in itertools.pairwise(acted):
+            assert (turn.content == "try this") == then.content.startswith("not right, ")
+            assert turn.tool_calls
+    with pytest.raises(PolicyError, match="no script for the role 'teacher:intuition'"):
+        rollout(Agent(load_policy("script:teacher:intuition")), env, tasks[:1])
+
+
+def test_whoever_has_the_pages_can_answer_in_one_thought() -> None:
+    env = load_env("search:hops=2,given=6")
+    (episode,) = rollout(Agent(load_policy("script:teacher:cot")), env, env.tasks("train", 1))
+    (turn,) = [turn for turn in episode.turns if turn.trained]
+    assert episode.success
+    assert turn.content.count(",") == 1, "both steps of the chain"
+
+
 class Model:
     """A teacher without an actor of its own, as a model is, that looks, answers, and notes what it was told."""
 
@@ -508,7 +540,7 @@ def test_without_marks_it_is_naive_and_without_failures_it_is_imitation(given: l
     plain = texts(given)
     assert len(plain) == 12
     assert (naive.suffix, naive.prefix) == ("", "")
-    assert not any("Act step by step" in text for text in plain.values())
+    assert not any("step by step" in text for text in plain.values())
     given.clear()
     improve("nat", Run.scratch(), **MIXED, control="none", negatives=False)
     assert {origin: plain[origin] for origin in texts(given)} == texts(given)
@@ -517,7 +549,7 @@ def test_without_marks_it_is_naive_and_without_failures_it_is_imitation(given: l
 
 def test_finer_classes_by_reward() -> None:
     cfg = NATConfig(bins=(0.01, 0.4, 1.0))
-    assert marks(cfg) == tuple(f"Act step by step, with grade {k} of 4." for k in (1, 2, 3, 4))
+    assert marks(cfg) == tuple(f"Think step by step, and give an answer of grade {k} of 4." for k in (1, 2, 3, 4))
     for reward, grade in ((0.0, 1), (0.2, 2), (0.4, 3), (0.9, 3), (1.0, 4)):
         episode = Episode(
             id="e",
@@ -527,8 +559,8 @@ def test_finer_classes_by_reward() -> None:
             reward=reward,
             success=reward >= 0.9,
         )
-        assert marked(episode, cfg).turns[0].content == f"What?\nAct step by step, with grade {grade} of 4."
-    assert improve("nat", Run.scratch(), **MIXED, bins=(0.4, 1.0)).suffix == "Act step by step, with grade 3 of 3."
+        assert marked(episode, cfg).turns[0].content == f"What?\nThink step by step, and give an answer of grade {grade} of 4."
+    assert improve("nat", Run.scratch(), **MIXED, bins=(0.4, 1.0)).suffix == "Think step by step, and give an answer of grade 3 of 3."
     for wrong in ({"bins": (1.0, 0.4)}, {"bins": (0.4,), "control": "letter"}, {"teachers": ()}):
         with pytest.raises(ConfigError):
             NATConfig(**wrong)  # type: ignore[arg-type]
@@ -606,6 +638,37 @@ def test_ones_own_conversations(tmp_path: Path) -> None:
         read_general(tmp_path / "nowhere.jsonl")
 
 
+TINY = ("--train-tasks", "2", "--dev-tasks", "0", "--test-tasks", "2", "--no-baseline", "--quiet")
+
+
+def test_general_conversations_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    argv = ["run", "agent_tuning", "--env", "search:hops=1", *TINY, "epochs=1", "batch_size=4", "held_out=1", "--out", "r"]
+    line = '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}\n'
+    Path("talk.jsonl").write_text(line * 3)
+    assert main([*argv, "--general", "talk.jsonl"]) == 0
+    assert Run.open("r").config["general"] == "talk.jsonl"
+    (event,) = Run.open("r").events("general")
+    assert event["change"]["n"] == 1
+    assert main([*argv, "--resume"]) == 1
+    assert "general: was 'talk.jsonl', is 'bundled'" in capsys.readouterr().err, "what a method that needs some gets by default"
+    assert main(["run", "sft", "--env", "search:hops=1", *TINY, "--expert-episodes", "2", "epochs=1", "--out", "s"]) == 0
+    assert "general" not in Run.open("s").config
+
+
+def test_the_control_string_is_saved_with_the_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    argv = ["run", "nat", "--env", "search:hops=1", *TINY, "epochs=1", 'teachers=["expert"]', "control=prefix", "lora.rank=2", "--out", "r"]
+    assert main(argv) == 0
+    found = load_agent("r", None)
+    assert (found.prefix, found.suffix) == ("[Correct]", "")
+    (episode, *_) = Run.open("r").load_episodes("eval/final")
+    assert episode.turns[1].content.startswith("[Correct]\nWho is")
+    assert Run.open("r").config["cfg"]["lora"]["rank"] == 2
+
+
 # -- collecting --------------------------------------------------------------------------------------------------------------
 
 
@@ -616,14 +679,13 @@ def test_episodes_are_collected_once_in_the_life_of_a_run(tmp_path: Path) -> Non
         acted.append("")
         return act("", "answer", word=f"w{rng.randrange(9)}")
 
-    agent = Agent(ScriptedPolicy(guess))
-    with pytest.raises(KeyboardInterrupt), Run.create(tmp_path / "run", {"seed": 0}, quiet=True) as run:  # noqa: PT012
-        first = collect(agent, QUIZ, QUIZ.tasks("train", 12), n=2, run=run, tag="them")
-        raise KeyboardInterrupt
+    agent, tasks = Agent(ScriptedPolicy(guess)), QUIZ.tasks("train", 12)
+    with Run.create(tmp_path / "run", {"seed": 0}, quiet=True) as run:
+        first = collect(agent, QUIZ, tasks, n=2, run=run, tag="them")
     with Run.create(tmp_path / "run", {"seed": 0}, resume=True, quiet=True) as run:
-        again = collect(agent, QUIZ, QUIZ.tasks("train", 12), n=2, run=run, tag="them")
+        again = collect(agent, QUIZ, tasks, n=2, run=run, tag="them")
         assert run.cost.episodes == 24
-        other = collect(agent, QUIZ, QUIZ.tasks("train", 12), n=2, run=run, tag="others")
+        other = collect(agent, QUIZ, tasks, n=2, run=run, tag="others")
     assert again == first
     assert len(acted) == 48
     assert {e.seed for e in first}.isdisjoint(e.seed for e in other), "another tag, another seed"

@@ -344,6 +344,21 @@ def test_wild_episodes_on_every_page_break_nothing_and_replay_exactly():
 
 
 @slow
+def test_every_move_of_a_drag_reaches_the_page():
+    """A browser merges moves that wait for the same frame; what is dragged past would then depend on how busy the machine is."""
+    env = MiniWoB(task="drag-sort-numbers", max_turns=100)
+    try:
+        env.reset(env.tasks("train", 1)[0])
+        env._page().evaluate("void document.addEventListener('mousemove', () => { window.moves += 1; }, true)")
+        for turn in range(20):
+            env._page().evaluate("void (window.moves = 0)")
+            env.drag(1 + turn % 3, 2 + turn % 3)
+            assert env._page().evaluate("window.moves") == 6
+    finally:
+        env.close()
+
+
+@slow
 @pytest.mark.parametrize("page", ["click-scroll-list", "order-food", "scroll-text-2", "social-media-all"])
 def test_scrolling_is_exact_too(page):
     for index in range(3):

@@ -52,11 +52,14 @@ def do(env, *actions):
 
 
 def watch(factory, task, actions=HIVE):
-    """An episode of fixed actions, which yields what is seen."""
+    """An episode of fixed actions, which yields what is seen, to its end if it has one before."""
     env = factory()
     yield env.reset(task)
     for action in actions:
-        yield do(env, action).observation
+        step = do(env, action)
+        yield step.observation
+        if step.terminated or step.truncated:
+            break
     env.close()
 
 

@@ -301,6 +301,16 @@ def test_the_expert_gives_up_when_all_is_lost():
     env.close()
 
 
+def test_a_game_that_cannot_be_won_has_no_expert():
+    """Where the package asks for the cucumber twice, taking it the first time is a failure. Its own gold path fails, too."""
+    env, _ = begin("peckingorder", 22, "dev")
+    assert do(env, "read instructions book").observation.startswith("The current task is to take the cucumber.")
+    assert env.expert(random.Random(0)) is None
+    end = do(env, "take cucumber")
+    assert (end.terminated, end.success, end.info["score"]) == (True, False, -1.0)
+    env.close()
+
+
 def test_maps_that_the_package_cannot_make_are_not_among_the_tasks():
     factory = load_env("textworldexpress:game=mapreader,numLocations=6,maxDistanceApart=4")
     tasks = factory.tasks("train", 40)

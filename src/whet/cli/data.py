@@ -192,6 +192,7 @@ def export_(args: argparse.Namespace) -> None:
     stored, left_out = Stored.open(args.store), dict[str, int]()
     found = stored.by_task(args.tag) if formats.get(args.to).episodes == 2 else stored.episodes(args.tag)
     chosen = of_split(found, None if args.split == "all" else args.split, left_out)
+    total = size(stored)
     with Bar(f"export {Path(args.file).name}", quiet=args.quiet) as bar:
         account = export(
             chosen,
@@ -200,7 +201,7 @@ def export_(args: argparse.Namespace) -> None:
             strict=args.strict,
             bare=args.bare,
             allow_test=args.allow_test,
-            on_record=lambda a: bar.update(a.episodes, size(stored), f"{a.records:,} records"),
+            on_record=lambda a: bar.update(a.episodes, total, f"{a.records:,} records"),
         )
     for line in [*others(left_out), *account.lines(args.to)]:
         print(f"note: {line}", file=sys.stderr)

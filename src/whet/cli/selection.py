@@ -80,6 +80,7 @@ def filter_(args: argparse.Namespace) -> None:
     stored, left_out = Stored.open(args.store), dict[str, int]()
     made = [_made(name, value, args) for name, value in args.filters]
     chosen = of_split(stored.episodes(args.tag), args.split, left_out)
+    total = size(stored)
     with Bar(f"filter {stored.name}", quiet=args.quiet) as bar, new_store(args.out) as out:
         kept, account = filters.apply(chosen, made, page=args.page)
         page: list[Episode] = []
@@ -89,7 +90,7 @@ def filter_(args: argparse.Namespace) -> None:
                 out.add((tag_of(e), e) for e in page)
                 out.save_drops((1, *drop) for drop in account.take_drops())
                 page = []
-            bar.update(account.before.n, size(stored), f"{account.after.n:,} kept")
+            bar.update(account.before.n, total, f"{account.after.n:,} kept")
         out.add((tag_of(e), e) for e in page)
         audit.save(out, account, 1, {"store": stored.name, "split": args.split, "left_out": left_out})
     for line in others(left_out):

@@ -287,14 +287,13 @@ class MiniWoB(Env):
 
     def _mouse(self, events: Sequence[tuple[str, float, float]]) -> None:
         down = False
-        commands = []
         for kind, x, y in events:
             down = kind == "mousePressed" or (down and kind != "mouseReleased")
             moved = kind == "mouseMoved"
             button = "none" if moved and not down else "left"
             event = {"type": kind, "x": x, "y": y, "button": button, "buttons": int(down), "clickCount": int(not moved)}
-            commands.append(("Input.dispatchMouseEvent", event))
-        self._page().do(*commands)
+            # One at a time: of moves that wait together, the browser keeps as many as it has frames for.
+            self._page().do(("Input.dispatchMouseEvent", event))
 
     def _missing(self, element: int) -> ToolError:
         return ToolError(f"there is no element {element}; the page has 1 to {len(self._view.elements)}")

@@ -11,6 +11,7 @@ import copy
 import random
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 from whet.envs.base import Action, Env, Step
@@ -110,12 +111,15 @@ def ahead(env: Env, rng: random.Random, n: int = AHEAD) -> list[Action]:
     return actions
 
 
-def speak(env: Env, role: str, turns: Sequence[Turn], rng: random.Random) -> str | None:
+def speak(env: Env, role: str, turns: Sequence[Turn], rng: random.Random) -> str | Action | None:
     """The roles that every world of tools has; None for others.
 
     sage           a plan: the next actions, each on a line of its own as transcripts write calls (what is said, without a call)
     environment    what comes of the last action shown; `done` or `over` where that ends the episode
+    teacher:WAY    acts as a model does that is prompted in one of the ways of `teach`
     """
+    if role.startswith("teacher:"):
+        return teach(env, role.removeprefix("teacher:"), turns, rng)
     if role == "sage":
         actions = ahead(behind(env, turns)[0], rng)
         return "\n".join(line(Turn(role="assistant", tool_calls=a.tool_calls)) if a.tool_calls else a.text for a in actions)
@@ -126,6 +130,46 @@ def speak(env: Env, role: str, turns: Sequence[Turn], rng: random.Random) -> str
         told = steps[-1].observation
         return told if isinstance(told, str) else "\n".join(turn.content for turn in told)
     return None
+
+
+ASTRAY = 0.25
+"""How often a teacher that reflects goes astray first."""
+_TRY, _BACK = "try this", "not right,"
+
+
+def teach(env: Env, way: str, turns: Sequence[Turn], rng: random.Random) -> Action | None:
+    """The next action, in the midst of an episode, of a teacher who is prompted in one of FireAct's ways; None for another way.
+
+    react        the expert's
+    cot          the expert's, if it is all that is left to do; otherwise nothing has been looked up, and it is a guess
+    reflexion    the expert's; but from the second turn on sometimes any other that does not end the episode, after which a
+                 reflection stands before the expert's thought
+    """
+    right = env.expert(rng)
+    if right is None or way == "react":
+        return right
+    if way == "cot":
+        return right if _ends(env, right) else _some(env, rng, ending=True)
+    if way != "reflexion":
+        return None
+    acted = [turn for turn in turns if turn.trained]
+    if acted and acted[-1].content == _TRY:
+        return replace(right, text=f"{_BACK} {right.text}")
+    if acted and rng.random() < ASTRAY:
+        return replace(_some(env, rng, ending=False), text=_TRY)
+    return right
+
+
+def _some(env: Env, rng: random.Random, *, ending: bool) -> Action:
+    """An action that ends the episode, or one that does not; without a call where none of that kind is found."""
+    drawn = (env.random_action(rng) for _ in range(200))
+    return next((action for action in drawn if action is not None and _ends(env, action) == ending), Action(text="i do not know"))
+
+
+def _ends(env: Env, action: Action) -> bool:
+    step = twin(env).step(action)
+    assert isinstance(step, Step)
+    return step.terminated
 
 
 def judged(env: E, turns: Sequence[Turn], merit: Callable[[E, list[Step]], Merit]) -> str | None:

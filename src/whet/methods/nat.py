@@ -38,8 +38,8 @@ PARTS = Parts(
     inference="the control string of success",
 )
 CONTROLS = {
-    "sentence": ("Act step by step, but give a wrong answer.", "Act step by step, and give the right answer."),
-    "inverse": ("Act step by step, and give the right answer.", "Act step by step, but give a wrong answer."),
+    "sentence": ("Think step by step, but give a false answer.", "Think step by step, and give the right answer."),
+    "inverse": ("Think step by step, and give the right answer.", "Think step by step, but give a false answer."),
     "prefix": ("[Incorrect]", "[Correct]"),
     "letter": ("B", "A"),
     "words": ("window", "river"),
@@ -109,8 +109,10 @@ def nat(agent: Agent[Any], data: Data, *, env: EnvFactory, run: Run, cfg: NATCon
 
 def marks(cfg: NATConfig) -> tuple[str, ...]:
     """The control strings, the worst outcome's first."""
+    if not cfg.bins:
+        return CONTROLS[cfg.control]
     n = len(cfg.bins) + 1
-    return tuple(f"Act step by step, with grade {k} of {n}." for k in range(1, n + 1)) if cfg.bins else CONTROLS[cfg.control]
+    return tuple(f"Think step by step, and give an answer of grade {k} of {n}." for k in range(1, n + 1))
 
 
 def outcome(episode: Episode, cfg: NATConfig) -> int:
