@@ -27,7 +27,7 @@ from whet.types import Task, Turn
 
 def at(env: Catalogue, query: str, split: Any = "train", seed: int = 5) -> Task:
     """A task about this query."""
-    return Task(id=f"catalogue/{split}/q", env="catalogue", split=split, seed=seed, data={"query": query})
+    return env.pose(Task(id=f"catalogue/{split}/q", env="catalogue", split=split, seed=seed), query)
 
 
 def told(env: Catalogue, name: str, **arguments: str) -> str:
@@ -174,7 +174,7 @@ def test_imagined_queries_need_the_api_can_be_solved_and_are_new():
     prompts = [(Turn(role="user", content=f"Make up a query for the API {HELD[i % 2]}."),) for i in range(20)]
     answers = ask(load_policy("script:imagine"), prompts, env=env, tasks=tasks, seed=1)
     queries = [answer.content for answer in answers if answer]
-    imagined = [replace(task, id=f"{task.id}/q", data={"query": query}) for task, query in zip(tasks, queries)]
+    imagined = [env().pose(replace(task, id=f"{task.id}/q"), query) for task, query in zip(tasks, queries)]
     episodes = rollout(Agent(load_policy("expert")), env, imagined)
     assert all(episode.success for episode in episodes)
     for i, episode in enumerate(episodes):
@@ -187,6 +187,8 @@ def test_imagined_queries_need_the_api_can_be_solved_and_are_new():
         memory.append(says(world, "imagine", "\n".join(["API: phone", *memory]), seed))
     assert len(set(memory)) == 12
     assert says(world, "imagine", "Make up a query.") is None
+    assert {says(world, "imagine", f"{tool}: make up a query.") for tool in ("add", "answer")} == {"Hello."}
+    assert understood(says(world, "imagine", "search: make up a query."), world.data).calls
 
 
 def test_paraphrases_ask_the_same():

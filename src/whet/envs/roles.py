@@ -93,7 +93,7 @@ def after(env: E, actions: Sequence[Action]) -> tuple[E, list[Step]]:
 
 def behind(env: E, turns: Sequence[Turn]) -> tuple[E, list[Step]]:
     """As `after`, for the episode that a prompt shows; in the midst of an episode, as it stands, without its steps."""
-    begun = caller_of(env).outcomes or getattr(env, "moves", 0)
+    begun = bool(caller_of(env).outcomes) or getattr(env, "moves", 0) > 0
     return (twin(env), []) if begun else after(env, shown(turns, env))
 
 

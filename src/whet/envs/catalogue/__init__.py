@@ -20,7 +20,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, create_model
 
 from whet.envs.base import Action, Env, Step, ToolError
-from whet.envs.catalogue.apis import APIS, HELD, Call, Database, make_query, reworded, understood
+from whet.envs.catalogue.apis import APIS, HELD, Call, Database, make_query, plans, reworded, understood
 from whet.envs.roles import Merit, asked, behind, judged, speak
 from whet.envs.search import call_of
 from whet.errors import ConfigError
@@ -29,6 +29,8 @@ from whet.tools.function import Tool
 from whet.types import Task, Turn
 
 MAX_CALLS = 3
+UNLISTED = {"add", "ticket"}
+"""APIs of which a search finds nothing."""
 Descriptions = Literal["full", "terse", "partial", "none"]
 
 
@@ -83,8 +85,11 @@ class Catalogue(Env):
         self.answered: str | None = None
         return self.query.text
 
+    def pose(self, task: Task, query: str) -> Task:
+        return replace(task, data={**task.data, "query": query})
+
     def _allowed(self, split: str, plan: tuple[str, ...]) -> bool:
-        if self._retrieval and {"add", "ticket"}.intersection(plan):
+        if self._retrieval and UNLISTED.intersection(plan):
             return False
         return bool(set(self._held).intersection(plan)) == (split != "train") if self._held else True
 
@@ -165,7 +170,7 @@ class Catalogue(Env):
     def role(self, role: str, turns: tuple[Turn, ...], rng: random.Random) -> str | Action | None:
         """Scripts of `imagine`, `paraphrase`, `intent`, `locate`, `judge`, and those of every world (`whet.envs.roles`).
 
-        imagine      a query for the API that the prompt names first, which is not in the prompt already
+        imagine      a query that needs the tool which the prompt names first, and is not in the prompt already
         paraphrase   the query that a line of the prompt has, in other words
         intent       what the query is about next, in the words of the catalogue: `age Otto`
         locate       the line of what was found that is needed; `none` where there is none
@@ -187,12 +192,18 @@ class Catalogue(Env):
         return (now._entry(calls[done - 1]) if self._retrieval else now.found[-1]) if done else "none"
 
     def _imagined(self, prompt: str, rng: random.Random) -> str | None:
-        """Another query, of the difficulty of the tasks, that needs the API."""
-        name = next((word for word in re.findall(r"\w+", prompt) if word in APIS and word != "add"), None)
+        """Another query, of at most the difficulty of the tasks, that needs the tool; a greeting for one that no query is about."""
+        name = next((word for word in re.findall(r"\w+", prompt) if word in (*APIS, "search", "answer")), None)
         if name is None:
             return None
+
+        def fits(plan: tuple[str, ...]) -> bool:
+            return name in (*plan, "search") and not (self._retrieval and UNLISTED.intersection(plan))
+
+        if not any(fits(plan) for n in range(1, self._calls[1] + 1) for plan in plans(n)):
+            return "Hello."
         for _ in range(100):
-            text = make_query(rng, self.data, (1, self._calls[1]), lambda plan: name in plan).text
+            text = make_query(rng, self.data, (1, self._calls[1]), fits).text
             if text not in prompt:
                 break
         return text

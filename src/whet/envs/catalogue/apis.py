@@ -145,11 +145,11 @@ class Query:
 
 def make_query(rng: random.Random, data: Database, calls: tuple[int, int], allowed: Callable[[tuple[str, ...]], bool]) -> Query:
     """A query that needs `calls` calls (from, to), with which APIs are `allowed` (asked about the names of all, in order)."""
-    plans = [plan for n in range(calls[0], calls[1] + 1) for plan in _plans(n) if allowed(plan)]
-    n = rng.choice(sorted({len(plan) for plan in plans}))
-    plan = rng.choice([plan for plan in plans if len(plan) == n and plan != TOGETHER])
-    if n == len(TOGETHER) and TOGETHER in plans and rng.random() < 0.3:
-        plan = TOGETHER
+    fitting = [plan for n in range(calls[0], calls[1] + 1) for plan in plans(n) if allowed(plan)]
+    n = rng.choice(sorted({len(plan) for plan in fitting}))
+    others = [plan for plan in fitting if len(plan) == n and plan != TOGETHER]
+    together = n == len(TOGETHER) and TOGETHER in fitting and (not others or rng.random() < 0.3)
+    plan = TOGETHER if together else rng.choice(others)
     kinds = ("item", "item") if plan == TOGETHER else APIS[plan[0]].kinds
     names: list[str] = []
     for kind in kinds:
@@ -175,7 +175,7 @@ def understood(text: str, data: Database) -> Query:
 
 
 @functools.cache
-def _plans(n: int) -> list[tuple[str, ...]]:
+def plans(n: int) -> list[tuple[str, ...]]:
     """The names of APIs that may follow from one another, in order."""
     chains: list[tuple[str, ...]] = [(name,) for name, api in APIS.items() if api.asks]
     for _ in range(n - 1):
