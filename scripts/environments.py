@@ -54,6 +54,10 @@ ENVIRONMENTS = {
         specs=("bfcl:simple_python", "bfcl:parallel", "bfcl:multi_turn_base"),
         pip=BFCL,
     ),
+    "catalogue": About(
+        licence="Apache-2.0 (part of whet)",
+        specs=("catalogue", "catalogue:calls=1", "catalogue:calls=3", "catalogue:hold=3", "catalogue:retrieval=true"),
+    ),
     "documents": About(licence="PSF-2.0 (Python's documentation)", specs=("documents",)),
     "gymnasium": About(
         licence="MIT",
