@@ -62,6 +62,15 @@ QUICK: dict[str, dict[str, Any]] = {
         "lr": 1e-3,
         "batch_size": 8,
     },
+    "ste": {
+        "env": "catalogue:calls=1,hold=3",
+        "train_tasks": 32,
+        "sessions": 6,
+        "paraphrases": 2,
+        "epochs": 3,
+        "lr": 1e-3,
+        "batch_size": 8,
+    },
 }
 """Method -> the environment it is shown on, sizes of the data, and its options."""
 SIZES = {"train_tasks": 128, "dev_tasks": 32, "test_tasks": 64, "expert_episodes": 32}
