@@ -6,7 +6,6 @@ made again in a twin of the environment, so that a script says what is so, whoev
 
 from __future__ import annotations
 
-import ast
 import copy
 import random
 import re
@@ -17,7 +16,7 @@ from typing import NamedTuple, TypeVar
 from whet.envs.base import Action, Env, Step
 from whet.envs.calling import caller_of
 from whet.policies.forms import PREFERENCE, form_of, quoted
-from whet.transcript import line, read_transcript
+from whet.transcript import calls_in, line, read_transcript
 from whet.types import ToolCall, Turn
 
 E = TypeVar("E", bound=Env)
@@ -45,21 +44,6 @@ def asked(turns: Sequence[Turn]) -> str:
     return turns[-1].content if turns and not turns[-1].trained else ""
 
 
-def calls_in(text: str, env: Env) -> list[ToolCall]:
-    """The calls of the environment's tools in a text that has them as transcripts do; what cannot be read is left out."""
-    names = "|".join(re.escape(tool.name) for tool in env.tools)
-    found = []
-    for match in re.finditer(rf"\b(?:{names})\((?:[^()'\"]|'[^'\n]*'|\"[^\"\n]*\")*\)", text):
-        try:
-            node = ast.parse(match[0], mode="eval").body
-            assert isinstance(node, ast.Call)
-            arguments = {str(word.arg): ast.literal_eval(word.value) for word in node.keywords}
-        except (SyntaxError, ValueError, AssertionError):
-            continue
-        found.append(ToolCall(name=match[0].partition("(")[0], arguments=arguments))
-    return found
-
-
 def shown(turns: Sequence[Turn], env: Env) -> list[ToolCall]:
     """The calls of the episode that a prompt shows: those of its assistant turns, or else those of its transcript's."""
     made = [call for turn in turns if turn.trained for call in turn.tool_calls]
@@ -67,7 +51,7 @@ def shown(turns: Sequence[Turn], env: Env) -> list[ToolCall]:
 
 
 def _called(text: str, env: Env) -> list[ToolCall]:
-    return [call for turn in read_transcript(text) if turn.trained for call in calls_in(turn.content, env)]
+    return [call for turn in read_transcript(text) if turn.trained for call in calls_in(turn.content, env.tools)]
 
 
 def twin(env: E) -> E:
@@ -113,6 +97,7 @@ def speak(env: Env, role: str, turns: Sequence[Turn], rng: random.Random) -> str
     """The roles that every world of tools has; None for others.
 
     sage           a plan: the next calls, each on a line of its own as transcripts write them
+    actor          acts as the expert does behind the calls that are shown
     environment    what comes of the last call shown; `done` or `over` where that ends the episode
     teacher:WAY    acts as a model does that is prompted in one of the ways of `teach`
     """
@@ -120,6 +105,8 @@ def speak(env: Env, role: str, turns: Sequence[Turn], rng: random.Random) -> str
         return teach(env, role.removeprefix("teacher:"), turns, rng)
     if role == "sage":
         return "\n".join(line(Turn(role="assistant", tool_calls=(call,))) for call in ahead(behind(env, turns)[0], rng))
+    if role == "actor":
+        return behind(env, turns)[0].expert(rng)
     if role == "environment":
         _, steps = after(env, shown(turns, env))
         if not steps or steps[-1].terminated:

@@ -62,6 +62,17 @@ QUICK: dict[str, dict[str, Any]] = {
         "lr": 1e-3,
         "batch_size": 8,
     },
+    "lumos": {"env": "workshop:depth=1-2", "expert_episodes": 48, "epochs": 12, "lr": 2e-3, "batch_size": 8},
+    "swift_sage": {
+        "env": "workshop:depth=1-3",
+        "expert_episodes": 32,
+        "switch.early": 6,
+        "switch.failed": ("^error: ", "^No tool call found", "^(no|need|not with|look first)\\b"),
+        "switch.critical": ("^give",),
+        "epochs": 6,
+        "lr": 5e-4,
+        "batch_size": 8,
+    },
 }
 """Method -> the environment it is shown on, sizes of the data, and its options."""
 SIZES = {"train_tasks": 128, "dev_tasks": 32, "test_tasks": 64, "expert_episodes": 32}
