@@ -37,6 +37,7 @@ from whet.errors import ConfigError, did_you_mean
 _BUNDLED = {
     "babyai": "whet.envs.babyai:BabyAI",
     "bfcl": "whet.envs.bfcl:BFCL",
+    "catalogue": "whet.envs.catalogue:Catalogue",
     "documents": "whet.envs.documents:Documents",
     "gymnasium": "whet.envs.gymnasium:GymEnv",
     "http": "whet.envs.http:HTTP",
