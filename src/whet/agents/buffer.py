@@ -35,13 +35,11 @@ def head_of(turn: Turn) -> str:
 
 def buffered(turns: Sequence[Turn], tools: Sequence[Tool]) -> list[ToolCall]:
     """The calls that are still to be made: those of the turn that planned last, less one for each turn from there on."""
-    taken = 0
-    for turn in reversed([turn for turn in turns if turn.trained]):
+    for taken, turn in enumerate(reversed([turn for turn in turns if turn.trained])):
         if head_of(turn):
             return calls_in(turn.content.partition(_CALLS)[2], tools)[taken + 1 :]
         if turn.content != BUFFER:
-            return []
-        taken += 1
+            break
     return []
 
 

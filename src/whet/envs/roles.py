@@ -17,7 +17,7 @@ from whet.envs.base import Action, Env, Step
 from whet.envs.calling import caller_of
 from whet.policies.forms import PREFERENCE, form_of, quoted
 from whet.transcript import calls_in, line, read_transcript
-from whet.types import ToolCall, Turn
+from whet.types import Turn
 
 E = TypeVar("E", bound=Env)
 _FAITHFUL = re.compile(r"\b(follows?|faithful|grounded|shown|supported)\b", re.IGNORECASE)
