@@ -35,10 +35,10 @@ demo: $(VENV)/.user  ## set up, then improve the embedded model by three methods
 	  --seeds 3 --workers 2 --out runs/demo
 
 test: $(VENV)/.dev  ## set up, then run every test
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 quick: $(VENV)/.dev  ## the fast tests, under 3 minutes
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not slow'
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m 'not slow'
 
 # Servers that whet plays on bring packages that contradict each other and whet's own.
 $(SERVERS)/openenv/.made: PACKAGES := openenv
@@ -56,9 +56,10 @@ lint: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.dev  ## speed against transformers and TRL, measured in alternation
+bench: $(VENV)/.dev  ## speed against transformers and TRL, measured in alternation, and with slow tools
 	$(BIN)/python benchmarks/bench_generate.py --model src/whet/base --json results/bench_generate.json
 	$(BIN)/python benchmarks/bench_grpo.py --json results/bench_grpo.json
+	$(BIN)/python benchmarks/bench_latency.py --json results/bench_latency.json
 
 base: $(VENV)/.user  ## rebuild the embedded base model from nothing (about twenty minutes of one core)
 	$(BIN)/python scripts/base/build.py

@@ -3,8 +3,8 @@
     python scripts/environments.py [NAME ...] [--no-install] [-n 200]
 
 Figures go to src/whet/envs/measured.json, each with machine and date, and into the table of docs/environments/index.md;
-environments that are not named keep theirs. Each set of
-options is measured in a process of its own. An extra is installed, without pip's cache, into a fresh virtual environment that
+environments that are not named keep theirs. A page of an environment that has a place for them gets the rows of all its options. Each
+set of options is measured in a process of its own. An extra is installed, without pip's cache, into a fresh virtual environment that
 has whet and what it always needs; its megabytes and seconds are what comes on top.
 """
 
@@ -164,8 +164,39 @@ def write_table() -> None:
         cells = ["", "", "", "", ""] if row is None else [*sizes_and_rates(row), f"{row['steps_per_second']:,}"]
         lines.append([page, *cells, " + ".join([*extra, *filter(None, [figures["also"]])]) or "none", figures["licence"]])
     table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-    before, start, rest = PAGE.read_text().partition("<!-- measured -->\n")
-    PAGE.write_text(f"{before}{start}\n{table}\n\n<!-- /measured -->{rest.partition('<!-- /measured -->')[2]}")
+    put(PAGE, table)
+
+
+def put(page: Path, text: str) -> None:
+    """Write this into a page's place for what was measured."""
+    before, start, rest = page.read_text().partition("<!-- measured -->\n")
+    page.write_text(f"{before}{start}\n{text}\n\n<!-- /measured -->{rest.partition('<!-- /measured -->')[2]}")
+
+
+def write_pages() -> None:
+    """Put all rows of an environment, and what its extra takes, into its own page."""
+    for name, figures in json.loads(OUT.read_text()).items():
+        page = PAGE.parent / f"{name}.md"
+        if figures["rows"] and page.exists() and "<!-- measured -->" in page.read_text():
+            put(page, page_table(figures))
+
+
+def page_table(figures: dict[str, Any]) -> str:
+    head = ["options", "tasks train/dev/test", "expert", "of", "random", "of", "reset ms", "step ms", "steps/s"]
+    lines = [head, ["---"] * len(head)]
+    for row in figures["rows"]:
+        counts, expert, random, _ = sizes_and_rates(row)
+        tried = [f"{row[p]['success']['n'] + row[p]['failed']}" if row[p] else "" for p in ("expert", "random")]
+        lost = row["expert"]["failed"] if row["expert"] else 0
+        of = f"{tried[0]}, {lost} without a plan" if lost else tried[0]
+        options = row["spec"].partition(":")[2].replace(",", ", ") or "the defaults"
+        speed = [f"{row['reset_ms']:.3g}", f"{row['step_ms']:.3g}", f"{row['steps_per_second']:,}"]
+        lines.append([options, counts, expert, of, random, tried[1], *speed])
+    table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    row, installed = figures["rows"][0], figures["install"]
+    extra = f" The extra takes {installed['mb']} MB and {installed['seconds']:g} s." if installed else ""
+    about = f"Success on {row['split']} tasks with 95% intervals, one process, {row['date']}, {row['machine']}.{extra}"
+    return f"{table}\n\n{about}"
 
 
 def sizes_and_rates(row: dict[str, Any]) -> list[str]:
@@ -214,6 +245,7 @@ def main() -> None:
             figures = json.loads(OUT.read_text()) if OUT.exists() else {}  # others may have been measured meanwhile
             OUT.write_text(json.dumps(dict(sorted((figures | {name: record}).items())), indent=1) + "\n")
     write_table()
+    write_pages()
     for name, why in failed.items():
         print(f"{name} was not measured: {why}", file=sys.stderr)
     sys.exit(1 if failed else 0)

@@ -117,7 +117,7 @@ def test_a_client_answers_what_is_asked_and_nothing_else() -> None:
     observation, info = say(env, "Hello!")
     assert observation == LOST
     assert (info["subgoals"], info["of"]) == (0, 2)
-    assert info["workflow"] == ["ride?", "bus, carry?"]
+    assert info["workflow"] == ["ride?", "bus, carry?", "box send map send(page='map')"]
     observation, info = say(env, "What about sit, or a Ride?")
     assert "bus" in observation, "the last word counts"
     assert info["subgoals"] == 1

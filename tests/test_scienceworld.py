@@ -186,10 +186,11 @@ def test_the_limit_counts_moves_of_the_simulation():
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_gold_paths_succeed_within_the_default_limits():
-    """One of each of the thirty tasks, with paths of up to 180 actions."""
+    """One of each of ten of the thirty tasks, with paths of up to 180 actions; all of them are in what `whet envs` shows."""
     factory = load_env("scienceworld")
-    episodes = rollout(Agent(ExpertPolicy()), factory, factory.tasks("dev", 30), limits=Limits(in_flight=8), progress=False)
-    assert {e.task.data["task"] for e in episodes if e.success} == set(VARIATIONS)
+    tasks = factory.tasks("dev", 30)
+    assert {task.data["task"] for task in tasks} == set(VARIATIONS)
+    episodes = rollout(Agent(ExpertPolicy()), factory, tasks[::3], limits=Limits(in_flight=8), progress=False)
     assert all(e.stop is Stop.TERMINATED and e.reward == pytest.approx(1.0) for e in episodes)
     assert max(e.n_actions for e in episodes) > 100, "the package's own limit would have cut some off"
 
@@ -198,7 +199,7 @@ def test_gold_paths_succeed_within_the_default_limits():
 @pytest.mark.timeout(900)
 def test_chance_gets_nowhere():
     factory = load_env("scienceworld:max_turns=25")
-    episodes = rollout(Agent(RandomPolicy()), factory, factory.tasks("dev", 10), limits=Limits(in_flight=4), progress=False)
+    episodes = rollout(Agent(RandomPolicy()), factory, factory.tasks("dev", 4), limits=Limits(in_flight=4), progress=False)
     assert all(e.ok and not e.success for e in episodes)
     assert sum(e.reward for e in episodes) < 0
 
