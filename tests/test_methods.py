@@ -47,7 +47,7 @@ CHEAP: dict[str, dict[str, Any]] = {
     "fireact": {"teacher": "expert", "epochs": 3, "lr": 1e-2, "batch_size": 4},
     "nat": {"teachers": ("expert@0.5",), "epochs": 3, "lr": 1e-2, "batch_size": 4},
     "ste": {"explorer": "self", "judge": "script:yes", "sessions": 2, "trials": 2, "epochs": 3, "lr": 1e-2, "batch_size": 4},
-    "self_talk": {"guide": "script:yes", "iterations": 3, "min_subgoals": 0, "lr": 1e-2, "batch_size": 4},
+    "self_talk": {"guide": "script:yes", "demonstrations": 2, "iterations": 3, "min_subgoals": 0, "lr": 1e-2, "batch_size": 4},
 }
 """Options with which each method takes three steps within a second. A new method adds its own here."""
 
