@@ -69,6 +69,16 @@ QUICK: dict[str, dict[str, Any]] = {
         "paraphrases": 2,
         "epochs": 3,
         "lr": 1e-3,
+    },
+    "lumos": {"env": "workshop:depth=1-2", "expert_episodes": 32, "epochs": 12, "lr": 2e-3, "batch_size": 8},
+    "swift_sage": {
+        "env": "workshop:depth=1-3",
+        "expert_episodes": 32,
+        "switch.early": 6,
+        "switch.failed": ("^error: ", "^No tool call found", r"^(no|need|not with|look first)\b"),
+        "switch.critical": ("^give",),
+        "epochs": 6,
+        "lr": 5e-4,
         "batch_size": 8,
     },
     "self_talk": {
