@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from whet.errors import ConfigError
 from whet.policies.base import Policy
 from whet.policies.workflow import Desk, Workflow
-from whet.types import Episode, Turn, chain
+from whet.types import Episode, ToolCall, Turn, chain
 
 CALLS = 4
 """Calls that a subgoal may be grounded to, by which the grounder's tokens are bounded."""
@@ -102,7 +102,8 @@ def grounded(episode: Episode, subgoals: Sequence[str]) -> Episode:
 
 def _merged(subgoal: str, members: Sequence[Turn]) -> list[Turn]:
     """One assistant turn with all calls of these, then all that came back; calls are numbered anew."""
-    calls, results = [], []
+    calls: list[ToolCall] = []
+    results: list[Turn] = []
     for turn in members:
         if turn.trained:
             ids = {call.id: f"call_{len(calls) + i}" for i, call in enumerate(turn.tool_calls)}

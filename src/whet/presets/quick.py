@@ -73,6 +73,7 @@ QUICK: dict[str, dict[str, Any]] = {
         "lr": 5e-4,
         "batch_size": 8,
     },
+    "llm_tmbr": {"env": "workshop:depth=1-3", "train_tasks": 32, "mix": 0.5, "epochs": 4, "lr": 5e-3, "batch_size": 8},
 }
 """Method -> the environment it is shown on, sizes of the data, and its options."""
 SIZES = {"train_tasks": 128, "dev_tasks": 32, "test_tasks": 64, "expert_episodes": 32}
