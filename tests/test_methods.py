@@ -48,6 +48,7 @@ CHEAP: dict[str, dict[str, Any]] = {
     "agent_ohana": {"sources": ("expert", "self"), "judge": "script:rater", "epochs": 3, "lr": 1e-2, "batch_size": 4},
     "fireact": {"teacher": "expert", "epochs": 3, "lr": 1e-2, "batch_size": 4},
     "nat": {"teachers": ("expert@0.5",), "epochs": 3, "lr": 1e-2, "batch_size": 4},
+    "ste": {"explorer": "self", "judge": "script:yes", "sessions": 2, "trials": 2, "epochs": 3, "lr": 1e-2, "batch_size": 4},
     "lumos": {"epochs": 3, "lr": 1e-2, "batch_size": 4},
     "swift_sage": {"epochs": 3, "lr": 1e-2, "batch_size": 4},
     "llm_tmbr": {"ways.branches": 2, "ways.patience": 1, "epochs": 3, "lr": 1e-2, "batch_size": 4},
@@ -74,6 +75,9 @@ class Say(Env):
             return Step(observation="Go on.")
         good = self.said == ["yes", "yes"] or sum("".join(self.said).encode()) % 2 == 0
         return Step(reward=float(good), success=good, terminated=True)
+
+    def pose(self, task: Task, query: str) -> Task:
+        return dataclasses.replace(task, data={"query": query})
 
     def expert(self, rng: Any) -> Action:
         return Action(text="yes")

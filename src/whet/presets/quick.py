@@ -62,6 +62,14 @@ QUICK: dict[str, dict[str, Any]] = {
         "lr": 1e-3,
         "batch_size": 8,
     },
+    "ste": {
+        "env": "catalogue:calls=1,hold=3",
+        "train_tasks": 32,
+        "sessions": 6,
+        "paraphrases": 2,
+        "epochs": 3,
+        "lr": 1e-3,
+    },
     "lumos": {"env": "workshop:depth=1-2", "expert_episodes": 32, "epochs": 12, "lr": 2e-3, "batch_size": 8},
     "swift_sage": {
         "env": "workshop:depth=1-3",
@@ -73,7 +81,7 @@ QUICK: dict[str, dict[str, Any]] = {
         "lr": 5e-4,
         "batch_size": 8,
     },
-    "llm_tmbr": {"env": "workshop:depth=1-3", "train_tasks": 32, "mix": 0.5, "epochs": 4, "lr": 5e-3, "batch_size": 8},
+    "llm_tmbr": {"env": "workshop:depth=1-3", "train_tasks": 32, "ways.told": False, "epochs": 3, "lr": 5e-3, "batch_size": 8},
 }
 """Method -> the environment it is shown on, sizes of the data, and its options."""
 SIZES = {"train_tasks": 128, "dev_tasks": 32, "test_tasks": 64, "expert_episodes": 32}
