@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from helpers import tiny_policy
+from helpers import small_talk, tiny_policy
 from whet import learn
 from whet.agents import Agent
 from whet.agents.branching import DIVIDE, Branching, remaining
@@ -24,7 +24,7 @@ from whet.rollout import Prefix, rollout
 from whet.rollout.roleplay import FEEDBACK, Cast, roleplay
 from whet.runs import Run
 from whet.tools.function import tool
-from whet.types import Data, Episode, Example, Stop, Task, ToolCall, Turn, chain
+from whet.types import Data, Example, Stop, Task, ToolCall, Turn
 
 
 class Mix(Env):
@@ -65,15 +65,6 @@ class Stubborn(Mix):
 
 MIX = EnvFactory(Mix)
 TASKS = MIX.tasks("train", 3)
-GENERAL = tuple(
-    Episode(
-        id=f"talk{i}",
-        task=Task(id=f"talk{i}", env="general", split="train"),
-        turns=chain([Turn(role="user", content=f"Say {i}."), Turn(role="assistant", content=str(i))]),
-        stop=Stop.TERMINATED,
-    )
-    for i in range(6)
-)
 
 
 def call(name: str, **arguments: Any) -> ToolCall:
@@ -320,7 +311,7 @@ def test_dialogues_take_no_steps_in_the_environment(monkeypatch: pytest.MonkeyPa
 
 def improved(run: Run | None = None, **options: Any) -> Agent[Any]:
     cfg = LLMTMBRConfig(**{"epochs": 1, "batch_size": 4, "lr": 1e-2, **options})
-    data = Data(train=TASKS, general=GENERAL)
+    data = Data(train=TASKS, general=small_talk())
     return llm_tmbr(Agent(tiny_policy(seed=1)), data, env=MIX, run=run or Run.scratch(), cfg=cfg)
 
 

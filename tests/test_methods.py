@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from helpers import tiny_policy
+from helpers import small_talk, tiny_policy
 from whet import learn, methods
 from whet.agents import Agent
 from whet.cli import main
@@ -150,16 +150,7 @@ def agent() -> Agent[Any]:
 
 def make_data(env: EnvFactory = SAY, n: int = 6) -> Data:
     experts = rollout(Agent(load_policy("expert")), env, env.tasks("train", n), tag="experts")
-    small_talk = tuple(
-        Episode(
-            id=f"talk{i}",
-            task=Task(id=f"talk{i}", env="general", split="train"),
-            turns=chain([Turn(role="user", content=f"Say {i}."), Turn(role="assistant", content=str(i))]),
-            stop=Stop.TERMINATED,
-        )
-        for i in range(6)
-    )
-    return Data(train=env.tasks("train", n), dev=env.tasks("dev", 2), experts=tuple(e for e in experts if e.success), general=small_talk)
+    return Data(train=env.tasks("train", n), dev=env.tasks("dev", 2), experts=tuple(e for e in experts if e.success), general=small_talk())
 
 
 def improve(name: str, run: Run, given: Agent[Any] | None = None, **options: Any) -> Agent[Any]:
