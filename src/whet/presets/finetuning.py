@@ -89,9 +89,9 @@ LEADERBOARD: dict[str, dict[str, Any]] = {
             "batch_size": 8,
         },
     },
-    # 81% against 27% of the tuned model alone and 39% with one branch for each subtask, on 64 dev tasks (1 seed), with a scripted plan and
-    # judge, which know the rules. The worker is not told its subtask: it was never tuned on such an order, and with one it gets nowhere
-    # (6% against 55% after 2 epochs).
+    # 84% against 38% of the tuned model alone, on 64 dev tasks (2 seeds; 39% with one branch for each subtask, 1 seed), with a scripted
+    # plan and judge, which know the rules. The worker is not told its subtask: it was never tuned on such an order, and with one it
+    # gets nowhere (6% against 55% after 2 epochs, 1 seed).
     "llm_tmbr": {
         "env": "workshop:depth=1-3",
         "recipes": ("llm_tmbr:branching=false", "llm_tmbr:ways.branches=1", "llm_tmbr"),
