@@ -6,8 +6,8 @@ import os
 import random
 import signal
 import time
-from typing import Any
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
