@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM := false
 
 SERVERS := $(VENV)/servers
 
-.PHONY: help demo test quick servers lint bench base leaderboard clean
+.PHONY: help demo test quick exhaustive servers lint bench base leaderboard clean
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 
@@ -39,6 +39,9 @@ test: $(VENV)/.dev  ## set up, then run every test
 
 quick: $(VENV)/.dev  ## the fast tests, under 3 minutes
 	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m 'not slow'
+
+exhaustive: $(VENV)/.dev  ## the tests that try every item or case, where `make test` tries some
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile -m exhaustive
 
 # Servers that whet plays on bring packages that contradict each other and whet's own.
 $(SERVERS)/openenv/.made: PACKAGES := openenv

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from whet.policies.local import LocalPolicy
+from whet.types import Episode, Stop, Task, Turn, chain
 
 CHATML = """\
 {%- if tools %}
@@ -107,3 +108,10 @@ def tiny_module(arch: str = "qwen3", *, seed: int = 0, **config: Any) -> Any:
 def tiny_policy(arch: str = "qwen3", *, seed: int = 0, version: str = "", **config: Any) -> LocalPolicy:
     """`tiny_module` as a policy. Its weights are random, so that it babbles; the same seed gives the same weights."""
     return LocalPolicy.from_module(tiny_module(arch, seed=seed, **config), tiny_tokenizer(), version)
+
+
+def small_talk(n: int = 6) -> tuple[Episode, ...]:
+    """General conversations."""
+    said = [[Turn(role="user", content=f"Say {i}."), Turn(role="assistant", content=str(i))] for i in range(n)]
+    tasks = [Task(id=f"talk{i}", env="general", split="train") for i in range(n)]
+    return tuple(Episode(id=task.id, task=task, turns=chain(turns), stop=Stop.TERMINATED) for task, turns in zip(tasks, said))

@@ -211,6 +211,7 @@ def test_the_same_verdict_as_the_package_on_some_conversations(category):
     assert counted["other", True] > 5
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @needs_sandbox
 @pytest.mark.parametrize("category", package.MULTI_TURN)

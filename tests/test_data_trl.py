@@ -58,7 +58,12 @@ def trainer_of(kind: Any, config: Any, data: Any, tmp_path: Path, **options: Any
 
 
 @pytest.mark.parametrize(
-    ("to", "kind", "options"), [("trl", ".jsonl", {"assistant_only_loss": True}), ("trl", "", {}), ("trl-completion", ".jsonl", {})]
+    ("to", "kind", "options"),
+    [
+        ("trl", ".jsonl", {"assistant_only_loss": True}),
+        pytest.param("trl", "", {}, marks=pytest.mark.exhaustive),
+        pytest.param("trl-completion", ".jsonl", {}, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_sft_trainer_takes_it(store: Path, tmp_path: Path, to: str, kind: str, options: dict[str, Any]) -> None:
     data = load_data(store, tmp_path, to, kind, "--tag", "expert")

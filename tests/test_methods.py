@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from helpers import tiny_policy
+from helpers import small_talk, tiny_policy
 from whet import learn, methods
 from whet.agents import Agent
 from whet.cli import main
@@ -52,6 +52,7 @@ CHEAP: dict[str, dict[str, Any]] = {
     "lumos": {"epochs": 3, "lr": 1e-2, "batch_size": 4},
     "swift_sage": {"epochs": 3, "lr": 1e-2, "batch_size": 4},
     "self_talk": {"guide": "script:yes", "demonstrations": 2, "iterations": 3, "min_subgoals": 0, "lr": 1e-2, "batch_size": 4},
+    "llm_tmbr": {"ways.branches": 2, "ways.patience": 1, "epochs": 3, "lr": 1e-2, "batch_size": 4},
 }
 """Options with which each method takes three steps within a second. A new method adds its own here."""
 
@@ -105,6 +106,10 @@ class Tell(Say):
 
     max_tokens = 12
 
+    def reset(self, task: Task) -> str:
+        self.asked = Say.reset(self, task)
+        return self.asked
+
     @tool
     def say(self, word: str) -> str:
         """Say a word."""
@@ -117,15 +122,21 @@ class Tell(Say):
     def expert(self, rng: Any) -> Action:
         return Action(tool_calls=(ToolCall(name="say", arguments={"word": "yes"}, id="call_0"),))
 
-    def role(self, role: str, turns: tuple[Turn, ...], rng: Any) -> str | None:
-        """A planner counts the words, a sage says two of them."""
-        if role == "sage":
-            return "say(word='yes')\nsay(word='yes')"
-        return f"next: word {sum(turn.trained for turn in turns) + 1}" if role == "planner" else super().role(role, turns, rng)
+    def role(self, role: str, turns: tuple[Turn, ...], rng: Any) -> Any:
+        """A planner counts the words, a sage says two of them; the world wants two of an actor."""
+        said = sum(turn.trained for turn in turns)
+        scripts: dict[str, Any] = {
+            "planner": f"next: word {said + 1}",
+            "sage": "say(word='yes')\nsay(word='yes')",
+            "question": self.asked,
+            "actor": self.expert(rng),
+            "environment": "Go on." if said < 2 else "done",
+        }
+        return scripts.get(role) or super().role(role, turns, rng)
 
 
 SAY = EnvFactory(Say)
-BY_CALLS = {"lumos", "swift_sage"}
+BY_CALLS = {"lumos", "swift_sage", "llm_tmbr"}
 """Methods whose agents think in the text of a turn and act by calls."""
 
 
@@ -141,16 +152,7 @@ def agent() -> Agent[Any]:
 
 def make_data(env: EnvFactory = SAY, n: int = 6) -> Data:
     experts = rollout(Agent(load_policy("expert")), env, env.tasks("train", n), tag="experts")
-    small_talk = tuple(
-        Episode(
-            id=f"talk{i}",
-            task=Task(id=f"talk{i}", env="general", split="train"),
-            turns=chain([Turn(role="user", content=f"Say {i}."), Turn(role="assistant", content=str(i))]),
-            stop=Stop.TERMINATED,
-        )
-        for i in range(6)
-    )
-    return Data(train=env.tasks("train", n), dev=env.tasks("dev", 2), experts=tuple(e for e in experts if e.success), general=small_talk)
+    return Data(train=env.tasks("train", n), dev=env.tasks("dev", 2), experts=tuple(e for e in experts if e.success), general=small_talk())
 
 
 def improve(name: str, run: Run, given: Agent[Any] | None = None, **options: Any) -> Agent[Any]:

@@ -7,6 +7,7 @@ import random
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -63,14 +64,28 @@ def test_without_a_model(tmp_path: Path) -> None:
     survives(argv, tmp_path, longest=0.1)
 
 
+def often(*options: str) -> Any:
+    return pytest.param(options, marks=pytest.mark.exhaustive)
+
+
 @pytest.mark.slow
 @needs_base
 @pytest.mark.parametrize(
     "options",
     [
         ("grpo", "steps=8", "tasks_per_step=4", "group_size=8", "lr=1e-3", "inner_steps=2"),
-        ("rejection_sampling", "iterations=5", "samples=8", "keep=2", "epochs=1", "lr=1e-3", "batch_size=8", "restart=false"),
-        ("eto", "iterations=6", "--expert-episodes", "24", "samples=2", "explore_temperature=1.0", "lr=[3e-4]", "epochs=1", "batch_size=8"),
+        often("rejection_sampling", "iterations=5", "samples=8", "keep=2", "epochs=1", "lr=1e-3", "batch_size=8", "restart=false"),
+        often(
+            "eto",
+            "iterations=6",
+            "--expert-episodes",
+            "24",
+            "samples=2",
+            "explore_temperature=1.0",
+            "lr=[3e-4]",
+            "epochs=1",
+            "batch_size=8",
+        ),
         ("reflexion", "trials=8", "max_tokens=48"),
     ],
     ids=lambda options: options[0],

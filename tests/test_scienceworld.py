@@ -128,7 +128,9 @@ def test_tasks_of_another_setting_are_refused():
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("spec", [EASY, "scienceworld:tasks=find-living-thing power-component,limit=40,max_turns=60"])
+@pytest.mark.parametrize(
+    "spec", [pytest.param(EASY, marks=pytest.mark.exhaustive), "scienceworld:tasks=find-living-thing power-component,limit=40,max_turns=60"]
+)
 def test_the_contract(spec):
     report = check_env(spec, tasks=3, deadline=100)
     assert not report.problems, report

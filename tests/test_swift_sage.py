@@ -11,7 +11,7 @@ import pytest
 from helpers import tiny_policy
 from whet import learn
 from whet.agents import Agent
-from whet.agents.buffer import BUFFER, buffered, planning, valid, valid_calls
+from whet.agents.buffer import BUFFER, acted, buffered, from_buffer, planning, steps_in, valid
 from whet.agents.fast_slow import GROUND, PLAN, SAGE, FastSlow, Step, Switch, steps_of
 from whet.envs.base import Action, Env, EnvFactory
 from whet.methods.swift_sage import SwiftSageConfig, per_kind, swift_sage, without
@@ -60,6 +60,10 @@ RULES: dict[str, Any] = {"failed": ("jammed", "^error: "), "critical": ("^press"
 
 def call(name: str, **arguments: Any) -> ToolCall:
     return ToolCall(name=name, arguments=arguments, id="call_0")
+
+
+def planned(*calls: ToolCall) -> list[Turn]:
+    return [Turn(role="assistant", tool_calls=(one,), finish="stop") for one in calls]
 
 
 def to(*numbers: int) -> list[ToolCall]:
@@ -242,8 +246,8 @@ def test_the_buffer_is_read_from_the_conversation_so_a_fork_goes_on_with_it() ->
 
 
 def test_an_abandoned_buffer_is_not_taken_up_again() -> None:
-    plan = planning(SAGE, to(1, 2))
-    assert [c.arguments for c in buffered([plan], DIAL.tools)] == [{"to": 2}]
+    plan = planning(SAGE, planned(*to(1, 2)))
+    assert [c.arguments for step in buffered([plan], DIAL.tools) for c in step.tool_calls] == [{"to": 2}]
     assert buffered([plan, OTHER], DIAL.tools) == []
     assert buffered([], DIAL.tools) == []
 
@@ -256,10 +260,21 @@ def test_calls_that_could_not_be_read_again_are_not_planned() -> None:
             return text
 
     texts = ["plain", "it's", 'a "b"', "line\nbreak", """it's "both\"""", "f(x), write(text='no')"]
-    kept = valid_calls([call("write", text=text) for text in texts], Pen().tools)
-    assert [c.arguments["text"] for c in kept] == [text for text in texts if text != """it's "both\""""]
-    again = buffered([planning("plan", [call("write", text="first"), *kept])], Pen().tools)
-    assert [c.arguments for c in again] == [c.arguments for c in kept]
+    kept = steps_in(Turn(role="assistant", tool_calls=tuple(call("write", text=text) for text in texts)), Pen().tools)
+    assert [step.tool_calls[0].arguments["text"] for step in kept] == [text for text in texts if text != """it's "both\""""]
+    assert buffered([planning("plan", [*planned(call("write", text="first")), *kept])], Pen().tools) == kept
+
+
+def test_a_step_keeps_its_thought() -> None:
+    made = Turn(role="assistant", content="not turn(to=1)\nbut this", tool_calls=(call("turn", to=2), call("jump"), call("press")))
+    steps = steps_in(made, DIAL.tools)
+    assert [(step.content, step.tool_calls[0].name) for step in steps] == [("not turn(to=1) but this", "turn"), ("", "press")]
+    plan = planning("plan", [*steps[1:], *steps])
+    assert buffered([plan], DIAL.tools) == steps
+    turns = [plan, *map(from_buffer, steps)]
+    assert [turn.content for turn in acted(turns)] == ["", "not turn(to=1) but this", ""]
+    assert buffered(turns[:2], DIAL.tools) == steps[1:]
+    assert acted([made])[0].content == made.content
 
 
 # -- training -----------------------------------------------------------------------------------------------------------------

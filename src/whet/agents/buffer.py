@@ -1,6 +1,7 @@
-"""An action buffer that is read from the conversation alone: a turn that plans calls names them in its text and makes the first.
+"""An action buffer that is read from the conversation alone: a turn that plans steps names them in its text and takes the first.
 
-The turns that make the others say that they are from the buffer. Any other turn between them abandons what is left.
+A step is a call with a thought before it, if there is one. The turns that take the others say that they are from the buffer. Any
+other turn between them abandons what is left.
 """
 
 from __future__ import annotations
@@ -16,36 +17,63 @@ BUFFER = "from the buffer"
 _CALLS = "\ncalls:\n"
 
 
-def planning(head: str, calls: Sequence[ToolCall]) -> Turn:
-    """A turn that plans these calls (at least one) and makes the first. `head` must not be empty."""
-    named = "\n".join(action_of(_turn("", call)) for call in calls)
-    return _turn(f"{head}{_CALLS}{named}", calls[0])
+def planning(head: str, steps: Sequence[Turn]) -> Turn:
+    """A turn that plans these steps (`steps_in`; at least one) and takes the first. `head` must not be empty."""
+    return replace(steps[0], content=f"{head}{_CALLS}{chr(10).join(map(line, steps))}")
 
 
-def from_buffer(call: ToolCall) -> Turn:
-    """A turn that makes the buffer's next call."""
-    return _turn(BUFFER, call)
+def from_buffer(step: Turn) -> Turn:
+    """A turn that takes the buffer's next step."""
+    return replace(step, content=f"{BUFFER}\n{step.content}".strip())
 
 
 def head_of(turn: Turn) -> str:
-    """What a turn that plans calls says before them; empty for any other turn."""
+    """What a turn that plans says before its steps; empty for any other turn."""
     head, planned, _ = turn.content.partition(_CALLS)
     return head if planned else ""
 
 
-def buffered(turns: Sequence[Turn], tools: Sequence[Tool]) -> list[ToolCall]:
-    """The calls that are still to be made: those of the turn that planned last, less one for each turn from there on."""
+def is_from_buffer(turn: Turn) -> bool:
+    """Whether a turn takes a step that another one planned."""
+    return turn.content.partition("\n")[0] == BUFFER
+
+
+def buffered(turns: Sequence[Turn], tools: Sequence[Tool]) -> list[Turn]:
+    """The steps that are still to be taken: those of the turn that planned last, less one for each turn from there on."""
     for taken, turn in enumerate(reversed([turn for turn in turns if turn.trained])):
         if head_of(turn):
-            return calls_in(turn.content.partition(_CALLS)[2], tools)[taken + 1 :]
-        if turn.content != BUFFER:
+            lines = turn.content.partition(_CALLS)[2].splitlines()[taken + 1 :]
+            return [step for text in lines if (step := _read(text, tools))]
+        if not is_from_buffer(turn):
             break
     return []
 
 
 def acted(turns: Sequence[Turn]) -> tuple[Turn, ...]:
-    """The conversation as if each call had been one's own idea: turns that plan or are from the buffer are their calls alone."""
-    return chain([replace(turn, content="") if turn.trained and (head_of(turn) or turn.content == BUFFER) else turn for turn in turns])
+    """The conversation as if each step had been an idea of that turn: without plans, and without a word of the buffer."""
+    return chain([replace(turn, content=_thought(turn)) if turn.trained else turn for turn in turns])
+
+
+def _thought(turn: Turn) -> str:
+    if head_of(turn):
+        return turn.content.partition(_CALLS)[2].partition("\n")[0].removesuffix(action_of(turn)).strip()
+    return turn.content.partition("\n")[2] if is_from_buffer(turn) else turn.content
+
+
+def steps_in(turn: Turn, tools: Sequence[Tool]) -> list[Turn]:
+    """A turn as steps of a call each, the first with its thought on one line; without those that could not be planned.
+
+    These are calls that no tool takes, or that would be another one when they are read from a turn that plans them.
+    """
+    thoughts = [" ".join(turn.content.split()), *[""] * len(turn.tool_calls)]
+    steps = [_turn(thought, call) for thought, call in zip(thoughts, turn.tool_calls)]
+    return [step for step in steps if valid(step, tools) and _read(line(step), tools) == step]
+
+
+def _read(text: str, tools: Sequence[Tool]) -> Turn | None:
+    found = calls_in(text, tools)
+    step = _turn("", found[-1]) if found else None
+    return replace(step, content=text.removesuffix(action_of(step)).strip()) if step else None
 
 
 def valid(turn: Turn, tools: Sequence[Tool]) -> bool:
@@ -59,11 +87,6 @@ def valid(turn: Turn, tools: Sequence[Tool]) -> bool:
         except ValueError:
             return False
     return bool(turn.tool_calls)
-
-
-def valid_calls(calls: Sequence[ToolCall], tools: Sequence[Tool]) -> list[ToolCall]:
-    """Those that are valid and can be read again from a turn that plans them."""
-    return [call for call in calls if valid(turn := _turn("", call), tools) and len(calls_in(action_of(turn), tools)) == 1]
 
 
 def action_of(turn: Turn) -> str:

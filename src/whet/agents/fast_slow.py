@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from whet.agents.buffer import BUFFER, acted, action_of, buffered, from_buffer, head_of, planning, valid, valid_calls
+from whet.agents.buffer import acted, action_of, buffered, from_buffer, head_of, is_from_buffer, planning, steps_in, valid
 from whet.config import at_least
 from whet.policies.base import Policy, Sampling
 from whet.policies.workflow import Desk, Workflow
@@ -123,8 +123,9 @@ class FastSlow(Switch, Workflow):
         plan = await desk.ask("sage", _and(turns, PLAN), sampling=greedy, max_tokens=1024)
         order = GROUND.format(plan=f"Your plan:\n{plan.content}", n=self.ahead)
         grounded = await desk.ask("sage", _and(turns, order), sampling=greedy, max_tokens=1024)
-        calls = valid_calls(calls_in(grounded.content, desk.tools), desk.tools)[: self.ahead]
-        return planning(SAGE, calls) if calls else None
+        calls = Turn(role="assistant", tool_calls=tuple(calls_in(grounded.content, desk.tools)))
+        planned = steps_in(calls, desk.tools)[: self.ahead]
+        return planning(SAGE, planned) if planned else None
 
 
 def steps_of(turns: Sequence[Turn]) -> list[Step]:
@@ -132,7 +133,7 @@ def steps_of(turns: Sequence[Turn]) -> list[Step]:
     steps: list[Step] = []
     for turn in turns:
         if turn.trained:
-            by: Actor = "sage" if head_of(turn) == SAGE else "buffer" if turn.content == BUFFER else "swift"
+            by: Actor = "sage" if head_of(turn) == SAGE else "buffer" if is_from_buffer(turn) else "swift"
             steps.append(Step(by, turn, ()))
         elif steps:
             steps[-1] = replace(steps[-1], observed=(*steps[-1].observed, turn))

@@ -90,6 +90,7 @@ QUICK: dict[str, dict[str, Any]] = {
         "batch_size": 8,
         "lora": None,
     },
+    "llm_tmbr": {"env": "workshop:depth=1-3", "train_tasks": 32, "ways.told": False, "epochs": 3, "lr": 5e-3, "batch_size": 8},
 }
 """Method -> the environment it is shown on, sizes of the data, and its options."""
 SIZES = {"train_tasks": 128, "dev_tasks": 32, "test_tasks": 64, "expert_episodes": 32}
