@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from whet import learn
 from whet.policies.local import LocalPolicy
 from whet.types import Episode, Stop, Task, Turn, chain
 
@@ -115,3 +117,20 @@ def small_talk(n: int = 6) -> tuple[Episode, ...]:
     said = [[Turn(role="user", content=f"Say {i}."), Turn(role="assistant", content=str(i))] for i in range(n)]
     tasks = [Task(id=f"talk{i}", env="general", split="train") for i in range(n)]
     return tuple(Episode(id=task.id, task=task, turns=chain(turns), stop=Stop.TERMINATED) for task, turns in zip(tasks, said))
+
+
+class Spy(learn.Learner):
+    """A learner that keeps what it was given, batch by batch."""
+
+    given: ClassVar[list[list[Any]]] = []
+
+    def forward_backward(self, rows: Any, loss: Any) -> dict[str, float]:
+        self.given.append(list(rows))
+        return super().forward_backward(rows, loss)
+
+
+def spied(monkeypatch: pytest.MonkeyPatch, learner: type[Spy] = Spy) -> list[list[Any]]:
+    """The batches that methods give their learners from here on, which are of this class."""
+    Spy.given = []
+    monkeypatch.setattr(learn, "Learner", learner)
+    return Spy.given

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from helpers import tiny_policy
+from helpers import Spy, spied, tiny_policy
 from whet import learn, methods
 from whet.agents import Agent
 from whet.agents.reflecting import NOTE, REQUEST, Reflecting
@@ -98,16 +98,6 @@ class Box(Quiz):
 QUIZ = EnvFactory(Quiz)
 
 
-class Spy(learn.Learner):
-    """A learner that keeps what it was given, batch by batch."""
-
-    given: ClassVar[list[list[Example]]] = []
-
-    def forward_backward(self, rows: Any, loss: Any) -> dict[str, float]:
-        self.given.append(list(rows))
-        return super().forward_backward(rows, loss)
-
-
 class Deaf(Spy):
     """Keeps what it was given and learns nothing, for tests that count many batches."""
 
@@ -122,17 +112,13 @@ class Deaf(Spy):
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[list[Example]]:
     """As `given`, without any learning."""
-    Spy.given = []
-    monkeypatch.setattr(learn, "Learner", Deaf)
-    return Spy.given
+    return spied(monkeypatch, Deaf)
 
 
 @pytest.fixture
 def given(monkeypatch: pytest.MonkeyPatch) -> list[list[Example]]:
     """The batches that a method's learner is given."""
-    Spy.given = []
-    monkeypatch.setattr(learn, "Learner", Spy)
-    return Spy.given
+    return spied(monkeypatch)
 
 
 def improve(

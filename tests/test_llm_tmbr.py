@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from helpers import small_talk, tiny_policy
-from whet import learn
+from helpers import small_talk, spied, tiny_policy
 from whet.agents import Agent
 from whet.agents.branching import DIVIDE, Branching, remaining
 from whet.agents.buffer import BUFFER, planning
@@ -24,7 +23,7 @@ from whet.rollout import Prefix, rollout
 from whet.rollout.roleplay import FEEDBACK, Cast, roleplay
 from whet.runs import Run
 from whet.tools.function import tool
-from whet.types import Data, Example, Stop, Task, ToolCall, Turn
+from whet.types import Data, Stop, Task, ToolCall, Turn
 
 
 class Mix(Env):
@@ -316,16 +315,10 @@ def improved(run: Run | None = None, **options: Any) -> Agent[Any]:
 
 
 def test_it_is_tuned_on_dialogues_that_were_done_and_on_general_conversations(monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[Example] = []
-
-    class Spy(learn.Learner):
-        def forward_backward(self, rows: Any, loss: Any) -> dict[str, float]:
-            given.extend(rows)
-            return super().forward_backward(rows, loss)
-
-    monkeypatch.setattr(learn, "Learner", Spy)
+    batches = spied(monkeypatch)
     run = Run.scratch()
     improved(run, mix=0.5, epochs=120)
+    given = [row for batch in batches for row in batch]
     own = sum("dialogues/" in row.origin for row in given)
     assert len(given) >= 200
     assert abs(own / len(given) - 0.5) < 4 * (0.25 / len(given)) ** 0.5

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from helpers import small_talk, tiny_policy
+from helpers import small_talk, spied, tiny_policy
 from whet import learn, methods
 from whet.agents import Agent
 from whet.cli import main
@@ -312,22 +312,10 @@ def test_the_better_agent_can_be_evaluated(name: str) -> None:
 # -- what learners are given -----------------------------------------------------------------------------------------------
 
 
-class Spy(learn.Learner):
-    """A learner that keeps what it was given, batch by batch."""
-
-    given: ClassVar[list[list[Any]]] = []
-
-    def forward_backward(self, rows: Any, loss: Any) -> dict[str, float]:
-        self.given.append(list(rows))
-        return super().forward_backward(rows, loss)
-
-
 @pytest.fixture
 def given(monkeypatch: pytest.MonkeyPatch) -> list[list[Any]]:
     """The batches that a method's learner is given."""
-    Spy.given = []
-    monkeypatch.setattr(learn, "Learner", Spy)
-    return Spy.given
+    return spied(monkeypatch)
 
 
 def runs_of(mask: np.ndarray) -> int:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given as over
 from hypothesis import strategies as st
 
-from helpers import tiny_policy
-from whet import learn, methods
+from helpers import Spy, spied, tiny_policy
+from whet import methods
 from whet.agents import Agent
 from whet.agents.structured import REQUEST, Structured, narrowed
 from whet.config import configure
@@ -25,7 +25,7 @@ from whet.rewards.subgoals import rouge_l, subgoals, subgoals_of
 from whet.rollout import rollout
 from whet.rollout.prompted import prompted_rows
 from whet.runs import Run
-from whet.types import Data, Episode, Example, Stop, Task, ToolCall, Turn, chain
+from whet.types import Data, Episode, Stop, Task, ToolCall, Turn, chain
 
 # -- subgoals ----------------------------------------------------------------------------------------------------------------
 
@@ -194,19 +194,8 @@ def test_what_stands_before_the_last_paragraph_is_replaced() -> None:
 # -- the loop ----------------------------------------------------------------------------------------------------------------
 
 
-class Spy(learn.Learner):
-    """A learner that keeps what it was given, batch by batch."""
-
-    given: ClassVar[list[list[Example]]] = []
-
-    def forward_backward(self, rows: Any, loss: Any) -> dict[str, float]:
-        self.given.append(list(rows))
-        return super().forward_backward(rows, loss)
-
-
 def test_whole_workflows_are_learned_from_what_nodes_led_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    Spy.given, seen = [], list[tuple[Turn, ...]]()
-    monkeypatch.setattr(learn, "Learner", Spy)
+    given, seen = spied(monkeypatch), list[tuple[Turn, ...]]()
     monkeypatch.setattr(Spy, "sample", lambda self: reader(seen, wrong="some"))
     method = methods.get("self_talk")
     run = Run.scratch()
@@ -215,7 +204,7 @@ def test_whole_workflows_are_learned_from_what_nodes_led_to(monkeypatch: pytest.
     talks = list(run.load_episodes("talk0"))
     right = {e.id for e in talks if [turn.content for turn in e.turns if turn.trained] == ["1", "2", "3"]}
     assert 0 < len(right) < len(talks) == 64
-    (batch,) = Spy.given
+    (batch,) = given
     assert {row.origin for row in batch} == right
     texts = Counter(tiny_policy().tokenizer.decode(row.tokens) for row in batch)
     assert all("Steps: 1 2 3\nAfter each comes the next." in text for text in texts)

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from helpers import tiny_policy
-from whet import learn, methods
+from helpers import spied, tiny_policy
+from whet import methods
 from whet.agents import Agent, with_notes, without_notes
 from whet.agents.recalling import Recalling
 from whet.config import configure
@@ -73,23 +73,11 @@ class Phrases(Env):
 PHRASES = EnvFactory(Phrases)
 
 
-class Spy(learn.Learner):
-    """A learner that keeps what it was given, batch by batch."""
-
-    given: ClassVar[list[list[Example]]] = []
-
-    def forward_backward(self, rows: Any, loss: Any) -> dict[str, float]:
-        self.given.append(list(rows))
-        return super().forward_backward(rows, loss)
-
-
 @pytest.fixture
 def given(monkeypatch: pytest.MonkeyPatch) -> list[list[Example]]:
     """The batches that the learner is given; the scripts have been asked nothing yet."""
-    Spy.given = []
     Phrases.prompts.clear()
-    monkeypatch.setattr(learn, "Learner", Spy)
-    return Spy.given
+    return spied(monkeypatch)
 
 
 def improve(run: Run, env: EnvFactory = PHRASES, policy: Any = None, **options: Any) -> Agent[Any]:

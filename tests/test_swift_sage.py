@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from helpers import tiny_policy
-from whet import learn
+from helpers import spied, tiny_policy
 from whet.agents import Agent
 from whet.agents.buffer import BUFFER, acted, buffered, from_buffer, planning, steps_in, valid
 from whet.agents.fast_slow import GROUND, PLAN, SAGE, FastSlow, Step, Switch, steps_of
@@ -20,7 +19,7 @@ from whet.policies.base import Request
 from whet.rollout import Prefix, rollout
 from whet.runs import Run
 from whet.tools.function import tool
-from whet.types import Data, Example, Task, ToolCall, Turn, chain
+from whet.types import Data, Task, ToolCall, Turn, chain
 
 
 class Dial(Env):
@@ -298,18 +297,11 @@ def test_idle_actions_are_left_out_with_what_came_of_them() -> None:
 
 
 def test_swift_is_trained_on_the_paths_and_sage_stands_by(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    given: list[Example] = []
-
-    class Spy(learn.Learner):
-        def forward_backward(self, rows: Any, loss: Any) -> dict[str, float]:
-            given.extend(rows)
-            return super().forward_backward(rows, loss)
-
-    monkeypatch.setattr(learn, "Learner", Spy)
+    given = spied(monkeypatch)
     run = Run.scratch()
     cfg = SwiftSageConfig(epochs=1, batch_size=2, per_kind=1, idle=("to=1",), switch=Switch(early=7, critical=("^press",)))
     better = swift_sage(Agent(tiny_policy()), Data(experts=paths()), env=DIAL, run=run, cfg=cfg)
-    decoded = [tiny_policy().tokenizer.decode(row.tokens[row.mask]) for row in given]
+    decoded = [tiny_policy().tokenizer.decode(row.tokens[row.mask]) for batch in given for row in batch]
     assert len(decoded) == 2
     assert all("2" in text and "3" in text and "1" not in text.replace("<|im_end|>", "") for text in decoded)
     better.policy.save(tmp_path / "flow")

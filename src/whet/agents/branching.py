@@ -8,7 +8,7 @@ text of the turns, so everything can be read from the conversation. Steps in cop
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -92,19 +92,20 @@ class Branching(Ways, Workflow):
     async def _branches(self, desk: Desk, subtask: str) -> Branch:
         """The first that the judge finds done; otherwise the last, of those that did not end the episode if there are any."""
         tried = []
-        for n in range(self.branches):
-            tried.append(await self._branch(desk, subtask, n))
-            if tried[-1].done:
-                return tried[-1]
+        async with again(desk.request.env, ()) as beginning:
+            reached = partial(self._reached, desk, subtask, beginning)
+            for n in range(self.branches):
+                tried.append(await self._branch(desk, subtask, n, reached))
+                if tried[-1].done:
+                    return tried[-1]
         return next((branch for branch in reversed(tried) if branch.steps and not branch.over), tried[-1])
 
-    async def _branch(self, desk: Desk, subtask: str, n: int) -> Branch:
+    async def _branch(self, desk: Desk, subtask: str, n: int, reached: Callable[[Sequence[Turn]], Awaitable[bool]]) -> Branch:
         sampling = desk.request.sampling
         sampling = sampling.at(max(sampling.temperature, self.temperature)) if n else sampling
         turns, steps, over = acted(desk.turns), list[Turn](), False
         told = tuple(ordered(turns, f"Subtask: {subtask}")) if self.told else turns
-        async with again(desk.request.env, desk.turns) as copy, again(desk.request.env, ()) as beginning:
-            reached = partial(self._reached, desk, subtask, beginning)
+        async with again(desk.request.env, desk.turns) as copy:
             for _ in range(self.patience):
                 turn = await desk.ask("worker", told, tools=copy.tools, sampling=sampling, env=copy)
                 step, seen = await take(copy, turn)

@@ -196,6 +196,11 @@ class Env:
         return ()
 
     @property
+    def begun(self) -> bool:
+        """Whether anything has been done in this episode. An environment that takes more than tool calls for actions says so itself."""
+        return bool(caller_of(self).outcomes)
+
+    @property
     def cast(self) -> Mapping[str, str]:
         """Who plays a role within episodes, such as a user: role -> a policy's name (`script:client`); empty where nobody does."""
         return {}

@@ -119,6 +119,10 @@ class Client(Env):
         self.replayable = client == SCRIPT  # type: ignore[misc]
 
     @property
+    def begun(self) -> bool:
+        return self.moves > 0
+
+    @property
     def cast(self) -> dict[str, str]:
         return {"client": "script:client" if self._client == SCRIPT else self._client}
 

@@ -14,7 +14,6 @@ from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 from whet.envs.base import Action, Env, Step
-from whet.envs.calling import caller_of
 from whet.policies.forms import PREFERENCE, form_of, quoted
 from whet.transcript import calls_in, line, read_transcript
 from whet.types import Turn
@@ -77,8 +76,7 @@ def after(env: E, actions: Sequence[Action]) -> tuple[E, list[Step]]:
 
 def behind(env: E, turns: Sequence[Turn]) -> tuple[E, list[Step]]:
     """As `after`, for the episode that a prompt shows; in the midst of an episode, as it stands, without its steps."""
-    begun = bool(caller_of(env).outcomes) or getattr(env, "moves", 0) > 0
-    return (twin(env), []) if begun else after(env, shown(turns, env))
+    return (twin(env), []) if env.begun else after(env, shown(turns, env))
 
 
 def ahead(env: Env, rng: random.Random, n: int = AHEAD) -> list[Action]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from whet.presets.quick import SWITCH
+
 LEADERBOARD: dict[str, dict[str, Any]] = {
     "coevol": {
         "env": "search:hops=1-3",
@@ -88,9 +90,7 @@ LEADERBOARD: dict[str, dict[str, Any]] = {
         "claim": "swift_sage",
         "": {"train_tasks": 8, "test_tasks": 256, "test_start": 3000, "expert_episodes": 32},
         "swift_sage": {
-            "switch.early": 6,
-            "switch.failed": ("^error: ", "^No tool call found", r"^(no|need|not with|look first)\b"),
-            "switch.critical": ("^give",),
+            **SWITCH,
             "epochs": 6,
             "lr": 5e-4,
             "batch_size": 8,

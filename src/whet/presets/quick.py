@@ -7,6 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
+SWITCH = {
+    "switch.early": 6,
+    "switch.failed": ("^error: ", "^No tool call found", r"^(no|need|not with|look first)\b"),
+    "switch.critical": ("^give",),
+}
+"""When Sage is asked in the workshop: what a failure looks like there, and which action cannot be taken back."""
+
 QUICK: dict[str, dict[str, Any]] = {
     "sft": {"env": "search:hops=1-3", "expert_episodes": 16, "epochs": 4, "lr": 5e-4, "batch_size": 8},
     "rejection_sampling": {
@@ -74,9 +81,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "swift_sage": {
         "env": "workshop:depth=1-3",
         "expert_episodes": 32,
-        "switch.early": 6,
-        "switch.failed": ("^error: ", "^No tool call found", r"^(no|need|not with|look first)\b"),
-        "switch.critical": ("^give",),
+        **SWITCH,
         "epochs": 6,
         "lr": 5e-4,
         "batch_size": 8,

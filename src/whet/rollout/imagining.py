@@ -12,8 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import reduce
-from operator import add
 from typing import TYPE_CHECKING, Any, Protocol
 
 from whet.agents import Agent, without_notes
@@ -243,4 +241,4 @@ def plain(episode: Episode) -> Episode:
 
 
 def _cost(answers: Sequence[Turn | None]) -> Cost:
-    return reduce(add, (answer.cost for answer in answers if answer), Cost())
+    return sum((answer.cost for answer in answers if answer), Cost())
