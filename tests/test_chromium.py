@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -19,6 +20,15 @@ from whet.errors import EnvError, MissingExtra
 
 slow = pytest.mark.slow
 ENDLESS = "(() => { for (;;); })()"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_directory():
+    """Browsers of other tests may run beside these; what they leave for a while is not looked at here."""
+    with tempfile.TemporaryDirectory(prefix="whet-", dir="/tmp", ignore_cleanup_errors=True) as path, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tempfile.tempdir", path)
+        patch.setenv("TMPDIR", path)
+        yield
 
 
 @pytest.fixture
