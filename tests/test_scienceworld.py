@@ -201,7 +201,7 @@ def test_gold_paths_succeed_within_the_default_limits():
 @pytest.mark.timeout(900)
 def test_chance_gets_nowhere():
     factory = load_env("scienceworld:max_turns=25")
-    episodes = rollout(Agent(RandomPolicy()), factory, factory.tasks("dev", 4), limits=Limits(in_flight=4), progress=False)
+    episodes = rollout(Agent(RandomPolicy()), factory, factory.tasks("dev", 10), limits=Limits(in_flight=4), progress=False)
     assert all(e.ok and not e.success for e in episodes)
     assert sum(e.reward for e in episodes) < 0
 
