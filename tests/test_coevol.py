@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from helpers import tiny_policy
-from test_methods import Spy, improve, logged
-from whet import learn, methods
+from helpers import spied, tiny_policy
+from test_methods import improve, logged
+from whet import methods
 from whet.errors import ConfigError
 from whet.methods.coevol import CoEvolConfig, versions
 from whet.runs import Run
@@ -18,9 +18,7 @@ from whet.types import Example
 @pytest.fixture
 def given(monkeypatch: pytest.MonkeyPatch) -> list[list[Example]]:
     """The batches that the learner is given."""
-    Spy.given = []
-    monkeypatch.setattr(learn, "Learner", Spy)
-    return Spy.given
+    return spied(monkeypatch)
 
 
 def taught(given: list[list[Example]]) -> set[str]:

@@ -229,9 +229,9 @@ class MiniWoB(Env):
         """
         start, end = self._place(element, grab=True), self._place(onto)
         between = [tuple(a + (b - a) * part / 5 for a, b in zip(start, end)) for part in range(1, 6)]
-        self._mouse(
-            [("mouseMoved", *start), ("mousePressed", *start), *(("mouseMoved", x, y) for x, y in between), ("mouseReleased", *end)]
-        )
+        moves = [("mouseMoved", x, y) for x, y in between]
+        # Of moves that wait together, the browser keeps as many as it has frames for.
+        self._mouse([("mouseMoved", *start), ("mousePressed", *start), *moves, ("mouseReleased", *end)], apart=True)
         return self._after("drag", element=element, onto=onto)
 
     @tool
@@ -285,15 +285,18 @@ class MiniWoB(Env):
             raise ToolError(f"element {element} is {_a(found['field'])}; it cannot be dragged")
         return float(found["x"]), float(found["y"])
 
-    def _mouse(self, events: Sequence[tuple[str, float, float]]) -> None:
+    def _mouse(self, events: Sequence[tuple[str, float, float]], apart: bool = False) -> None:
+        """Mouse events, sent together, so that a click does not last longer on a busy machine; or each after the one before."""
         down = False
+        commands = []
         for kind, x, y in events:
             down = kind == "mousePressed" or (down and kind != "mouseReleased")
             moved = kind == "mouseMoved"
             button = "none" if moved and not down else "left"
             event = {"type": kind, "x": x, "y": y, "button": button, "buttons": int(down), "clickCount": int(not moved)}
-            # One at a time: of moves that wait together, the browser keeps as many as it has frames for.
-            self._page().do(("Input.dispatchMouseEvent", event))
+            commands.append(("Input.dispatchMouseEvent", event))
+        for part in [[command] for command in commands] if apart else [commands]:
+            self._page().do(*part)
 
     def _missing(self, element: int) -> ToolError:
         return ToolError(f"there is no element {element}; the page has 1 to {len(self._view.elements)}")
