@@ -519,7 +519,7 @@ def usage():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files in /proc")
-@pytest.mark.parametrize(("server", "n"), [("server", 100), ("command", 30)])
+@pytest.mark.parametrize(("server", "n"), [("server", 100), ("command", 20)])
 def test_nothing_leaks(place, server, n):
     """A fifth of the episodes hang in a call, and a fifth lose their server where that is a process, which takes a second to start."""
     plan = (
@@ -549,6 +549,7 @@ def test_nothing_leaks(place, server, n):
 # -- learning ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @needs_base
 @pytest.mark.timeout(1500)

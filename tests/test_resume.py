@@ -64,7 +64,7 @@ def test_without_a_model(tmp_path: Path) -> None:
     survives(argv, tmp_path, longest=0.1)
 
 
-def often(*options: str) -> Any:
+def exhaustive(*options: str) -> Any:
     return pytest.param(options, marks=pytest.mark.exhaustive)
 
 
@@ -74,8 +74,8 @@ def often(*options: str) -> Any:
     "options",
     [
         ("grpo", "steps=8", "tasks_per_step=4", "group_size=8", "lr=1e-3", "inner_steps=2"),
-        often("rejection_sampling", "iterations=5", "samples=8", "keep=2", "epochs=1", "lr=1e-3", "batch_size=8", "restart=false"),
-        often(
+        exhaustive("rejection_sampling", "iterations=5", "samples=8", "keep=2", "epochs=1", "lr=1e-3", "batch_size=8", "restart=false"),
+        exhaustive(
             "eto",
             "iterations=6",
             "--expert-episodes",
@@ -86,7 +86,7 @@ def often(*options: str) -> Any:
             "epochs=1",
             "batch_size=8",
         ),
-        ("reflexion", "trials=8", "max_tokens=48"),
+        exhaustive("reflexion", "trials=8", "max_tokens=48"),
     ],
     ids=lambda options: options[0],
 )

@@ -197,6 +197,7 @@ def test_gold_paths_succeed_within_the_default_limits():
     assert max(e.n_actions for e in episodes) > 100, "the package's own limit would have cut some off"
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_chance_gets_nowhere():
