@@ -11,18 +11,21 @@ if TYPE_CHECKING:
     from whet.learn.credit import group_advantages, leave_one_out_advantages
     from whet.learn.learner import Learner, Lora
     from whet.learn.losses import Loss, dpo, mito, nll, policy_gradient
-    from whet.learn.reference import with_divergences, with_reference
+    from whet.learn.reference import mean_nll, with_divergences, with_reference
+    from whet.learn.several import Learners
     from whet.learn.training import optimise
 
 _HOME = {
     "group_advantages": "credit",
     "leave_one_out_advantages": "credit",
     "Learner": "learner",
+    "Learners": "several",
     "Lora": "learner",
     "with_divergences": "reference",
     "with_reference": "reference",
     "Loss": "losses",
     "dpo": "losses",
+    "mean_nll": "reference",
     "mito": "losses",
     "nll": "losses",
     "policy_gradient": "losses",
@@ -31,11 +34,13 @@ _HOME = {
 
 __all__ = [
     "Learner",
+    "Learners",
     "Lora",
     "Loss",
     "dpo",
     "group_advantages",
     "leave_one_out_advantages",
+    "mean_nll",
     "mito",
     "nll",
     "optimise",
