@@ -9,16 +9,14 @@ repeat R times:
                 x = the question's own documents, x~ = those with all N fabrications, permuted; ref = generator of the round's start
 
 Paper and code differ. The likelihood here is under attack, as in the paper (the code takes that of the row with the clean prompt);
-KL and KL_ref are the code's (see `learn.mito`; the paper has no KL_ref, which changes no gradient). As in the code, the generator is
-attacked with the fabrications that were scored. Learning rates are constant, and the attacker, which in the paper is a model that
-writes documents when asked, first learns from the questions' own documents what one looks like.
+KL and KL_ref are the code's (see `learn.mito`; the paper has no KL_ref, which changes no gradient). As in the code, the generator
+is attacked with what was scored. Learning rates are constant. The attacker first learns what a document looks like.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +29,9 @@ from whet.data import batches, to_examples, to_pair
 from whet.envs.base import EnvFactory
 from whet.methods import Parts, note_roles
 from whet.policies import load_policy
-from whet.policies.base import Sampling
 from whet.rollout import rollout, success_rates
-from whet.rollout.contexts import answer_of, context_rows, documents, fabricate, fabrication, permuted, requests, showing
-from whet.types import Cost, Data, Episode, Pair, Turn, chain
+from whet.rollout.contexts import context_rows, documents, fabricate, fabrication, papers, permutations, ranked, showing
+from whet.types import Cost, Data, Pair
 
 if TYPE_CHECKING:
     from whet.runs import Run
@@ -88,65 +85,46 @@ class ATMConfig:
 def atm(agent: Agent[Any], data: Data, *, env: EnvFactory, run: Run, cfg: ATMConfig = ATMConfig()) -> Agent[Any]:
     """The agent tuned to answer in spite of documents that an attacker, tuned against it, fabricates."""
     data.require(*NEEDS, by="atm")
-    writer = agent.policy if cfg.attacker == "self" else load_policy(cfg.attacker)
+    writer: Any = agent.policy if cfg.attacker == "self" else load_policy(cfg.attacker)
     note_roles(run, attacker=writer)
     golds, shown = data.experts, documents(env, [episode.task for episode in data.experts])
     learners = learn.Learners(generator=learn.Learner(agent.policy, lr=cfg.init_lr), attacker=learn.Learner(writer, lr=cfg.init_lr))
     for step in run.steps(1 + cfg.rounds, learners, name="atm"):
+        generator, attacker = learners["generator"].sample(), learners["attacker"].sample()
         rng, seed = random.Random(run.seed("permute", step)), run.seed("atm", step)
         if step == 0:
-            run.log(step, **initial(agent, golds, shown, learners, rng, env=env, cfg=cfg, seed=seed))
+            # Init: right answers behind permuted documents; for the attacker, what a document looks like.
+            rows = context_rows(agent, env, golds, permutations(golds, shown, rng))
+            metrics = learn.optimise(learners["generator"], batches(rows, cfg.batch_size, epochs=cfg.init_epochs, seed=seed), learn.nll())
+            rows = [row for paper in papers(env, golds, shown, rng) for row in to_examples(paper, attacker)]
+            learn.optimise(learners["attacker"], batches(rows, cfg.batch_size, epochs=cfg.attacker_epochs, seed=seed), learn.nll())
+            run.log(step, **metrics)
             continue
+
         # Attack, and score each fabrication by how unlikely it alone makes the right answer.
-        generator, attacker = learners["generator"].sample(), learners["attacker"].sample()
-        sampling = Sampling(max_tokens=cfg.max_tokens)
-        attacks = fabricate(attacker, env, golds, shown, n=cfg.fabrications, seed=seed, sampling=sampling)
+        attacks = fabricate(attacker, env, golds, shown, n=cfg.fabrications, seed=seed, max_tokens=cfg.max_tokens)
         run.spend(sum((attack.cost for group in attacks for attack in group), Cost()))
-        alone = [(gold, [fabrication(attack)]) for gold, group in zip(golds, attacks, strict=True) for attack in group]
-        perplexity = np.exp(learn.mean_nll(context_rows(agent, env, *zip(*alone, strict=True)), generator)) if alone else np.zeros(0)
+        alone = [(gold, fabrication(attack)) for gold, group in zip(golds, attacks, strict=True) for attack in group]
+        rows = context_rows(agent, env, [gold for gold, _ in alone], [[text] for _, text in alone])
+        perplexity = np.exp(learn.mean_nll(rows, generator)).tolist()
 
         # Attacker: DPO on the most and the least misleading one.
-        value = iter(perplexity.tolist())
-        ranked = [sorted((replace(a, reward=next(value)) for a in group), key=lambda a: a.reward) for group in attacks]
-        pairs = [pair for group in ranked if group and (pair := to_pair(group[-1], group[0], attacker))]
+        groups = ranked(attacks, perplexity)
+        pairs = [pair for group in groups if group and (pair := to_pair(group[-1], group[0], attacker))]
         learners["attacker"].restart(attacker, lr=cfg.dpo_lr)
-        shuffled = batches(learn.with_reference(pairs, attacker), cfg.batch_size, epochs=cfg.dpo_epochs, seed=seed)
-        duel = learn.optimise(learners["attacker"], shuffled, learn.dpo(beta=cfg.dpo_beta))
+        duels = batches(learn.with_reference(pairs, attacker), cfg.batch_size, epochs=cfg.dpo_epochs, seed=seed)
+        duel = learn.optimise(learners["attacker"], duels, learn.dpo(beta=cfg.dpo_beta))
 
-        # Generator: MITO on its documents with all fabrications among them, against its documents alone.
-        attacked = [permuted([*t, *map(fabrication, g)], rng, keep=answer_of(e)) for e, t, g in zip(golds, shown, attacks, strict=True)]
+        # Generator: MITO, all fabrications among its documents against its documents alone.
+        attacked = permutations(golds, [[*t, *map(fabrication, group)] for t, group in zip(shown, attacks, strict=True)], rng)
         both = zip(context_rows(agent, env, golds, attacked), context_rows(agent, env, golds, shown), strict=True)
         twins = learn.with_divergences([Pair(chosen=hard, rejected=clean, origin=hard.origin) for hard, clean in both], generator)
-        epochs = -(-cfg.steps * cfg.batch_size // len(twins))
         learners["generator"].restart(generator, lr=cfg.lr)
-        shuffled = islice(batches(twins, cfg.batch_size, epochs=epochs, seed=seed), cfg.steps)
+        shuffled = islice(batches(twins, cfg.batch_size, epochs=cfg.steps, seed=seed), cfg.steps)
         metrics = learn.optimise(learners["generator"], shuffled, learn.mito(beta=cfg.beta))
 
         probes = [showing(gold.task, texts) for gold, texts in zip(golds, attacked, strict=True)][: cfg.probes]
-        now = agent.replace(policy=learners["generator"].sample())
-        tried = rollout(now, env, probes, seed=seed, run=run, tag=f"attacked{step}") if probes else []
-        own = {f"attacker_{name}": duel[name] for name in ("accuracy", "margin") if name in duel}
-        run.log(step, perplexity=float(perplexity.mean()), pairs=len(pairs), **own, **success_rates(tried), **metrics)
+        tried = rollout(agent.replace(policy=learners["generator"].sample()), env, probes, seed=seed, run=run, tag=f"attacked{step}")
+        own = {"perplexity": sum(perplexity) / max(1, len(perplexity)), "pairs": len(pairs), "attacker_loss": duel.get("loss")}
+        run.log(step, **own, **success_rates(tried), **metrics)
     return agent.replace(policy=learners["generator"].sample())
-
-
-def initial(
-    agent: Agent[Any],
-    golds: Sequence[Episode],
-    shown: Sequence[Sequence[str]],
-    learners: learn.Learners,
-    rng: random.Random,
-    *,
-    env: EnvFactory,
-    cfg: ATMConfig,
-    seed: int,
-) -> dict[str, float]:
-    """The initial tuning: of the generator behind permuted documents, of the attacker on what a document looks like."""
-    mixed = [permuted(texts, rng, keep=answer_of(gold)) for gold, texts in zip(golds, shown, strict=True)]
-    rows = context_rows(agent, env, golds, mixed)
-    metrics = learn.optimise(learners["generator"], batches(rows, cfg.batch_size, epochs=cfg.init_epochs, seed=seed), learn.nll())
-    asked = zip(golds, requests(env, golds, shown), shown, strict=True)
-    papers = [replace(e, turns=chain([*prompt, Turn(role="assistant", content=rng.choice(texts))])) for e, prompt, texts in asked]
-    rows = [row for paper in papers for row in to_examples(paper, learners["attacker"].policy)]
-    wrote = learn.optimise(learners["attacker"], batches(rows, cfg.batch_size, epochs=cfg.attacker_epochs, seed=seed), learn.nll())
-    return metrics | {"attacker_nll": wrote["nll"]} if wrote else metrics
