@@ -7,7 +7,9 @@ is busy while it computes (`Engine._step`: admission, forward pass, sampling); i
 while the thread that it shares with the episodes does something else, such as reading answers. The share is taken
 
     whole     from the first decode step to the last; the end counts, when few episodes are left;
-    steady    from the first decode step to the moment at which the last episode begins, so with all places taken.
+    steady    from the first decode step to the moment at which the last episode begins, so with all places taken;
+    unshared  like whole, but in processor seconds, of the thread in decode steps by those of the thread altogether and the
+              seconds that it slept. What other programs took does not count, so this is the figure of a machine of one's own.
 
 An engine that is busy may still waste its time, on small batches or on conversations that it computes again because they
 lost their place in its cache. So every round is paired with one without latency, and the benchmark also gives the ratio of
@@ -23,6 +25,7 @@ import statistics
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from common import machine, spread
@@ -72,15 +75,41 @@ class Watch:
 
     def __init__(self, engine: Engine) -> None:
         self.steps: list[tuple[float, float]] = []
+        self.computed = self.slept = 0.0
+        """Processor seconds in decode steps, and seconds in which the event loop had nothing to do."""
         self._engine, self._step = engine, engine._step
+        self._first = self._last = 0.0
+        """What the thread's processor clock said when the first step began and when the last one ended."""
         engine._step = self._timed  # type: ignore[method-assign]
 
     def _timed(self) -> bool:
-        begin = time.perf_counter()
+        if not self.steps:
+            self._watch_sleep(asyncio.get_running_loop())
+            self._first = time.thread_time()
+        begin, processor = time.perf_counter(), time.thread_time()
         try:
             return self._step()
         finally:
+            self._last = time.thread_time()
+            self.computed += self._last - processor
             self.steps.append((begin, time.perf_counter()))
+
+    def _watch_sleep(self, loop: Any) -> None:
+        select = loop._selector.select
+
+        def timed(timeout: float | None = None) -> Any:
+            begin = time.perf_counter()
+            try:
+                return select(timeout)
+            finally:
+                self.slept += time.perf_counter() - begin
+
+        loop._selector.select = timed
+
+    @property
+    def unshared(self) -> float:
+        """The share of time in which the engine would have computed, had nobody else had the processor."""
+        return self.computed / (self._last - self._first + self.slept)
 
     def busy(self, until: float = float("inf")) -> float:
         """Share of the time from the first step to the last one that began before `until` in which the engine computed."""
@@ -95,6 +124,7 @@ class Report:
     seconds: float
     whole: float
     steady: float
+    unshared: float
     tokens_per_second: float
     """Sampled, from the first step to the last."""
     tokens_per_step: float
@@ -126,6 +156,7 @@ def measure(args: argparse.Namespace, latency: float) -> Report:
         seconds=seconds,
         whole=watch.busy(),
         steady=watch.busy(SlowSearch.begun[-1]),
+        unshared=watch.unshared,
         tokens_per_second=stats.sampled / (watch.steps[-1][1] - watch.steps[0][0]),
         tokens_per_step=stats.sampled / stats.steps,
         prompt_per_episode=stats.prefilled / n,
@@ -152,7 +183,7 @@ def main() -> None:
     about = machine("whet", "torch")
     print(f"{about['cpu']}, {about['cores']} cores, load {about['load'][0]:.1f}; {args.threads} thread(s), model {args.model}")
     print(f"{args.episodes} episodes, {args.in_flight} in flight, tools take {args.latency:g} s; beside it the same without latency")
-    heads = ("busy whole", "steady", "tokens/s", "at 0 s", "ratio", "per step", "prompt", "evicted", "core")
+    heads = ("busy whole", "steady", "unshared", "tokens/s", "at 0 s", "ratio", "per step", "prompt", "evicted", "core")
     print(" " * 9 + "".join(f"{head:>11}" for head in heads))
     rounds = []
     for number in range(args.rounds + 1):
@@ -163,6 +194,7 @@ def main() -> None:
         cells = (
             f"{slow.whole:.1%}",
             f"{slow.steady:.1%}",
+            f"{slow.unshared:.1%}",
             f"{slow.tokens_per_second:,.0f}",
             f"{fast.tokens_per_second:,.0f}",
             f"{ratio:.2f}",
@@ -172,9 +204,12 @@ def main() -> None:
             f"{slow.processor:.0%}",
         )
         print(f"{f'round {number}' if number else 'warm-up':<9}" + "".join(f"{cell:>11}" for cell in cells), flush=True)
-    result = {key: spread([r["slow"][key] for r in rounds]) for key in ("whole", "steady", "tokens_per_second", "tokens_per_step")}
+    result = {
+        key: spread([r["slow"][key] for r in rounds]) for key in ("whole", "steady", "unshared", "tokens_per_second", "tokens_per_step")
+    }
     result["ratio"] = spread([r["ratio"] for r in rounds])
-    print(f"\nbusy, the whole: {result['whole']['median']:.1%} ({result['whole']['min']:.1%}-{result['whole']['max']:.1%})")
+    for key in ("whole", "unshared"):
+        print(f"busy, {key}: {result[key]['median']:.1%} ({result[key]['min']:.1%}-{result[key]['max']:.1%})")
     if args.json:
         work = {key: str(value) for key, value in vars(args).items()}
         args.json.write_text(

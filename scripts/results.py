@@ -1,8 +1,9 @@
-"""Puts results where readers look: results/NAME.json and NAME.md of comparisons, results/benchmarks.md, and README's tables.
+"""Puts results where readers look: results/NAME.json and NAME.md of comparisons, results/benchmarks.md, and the tables of pages.
 
     python scripts/results.py [NAME=RUN_DIRECTORY ...]
 
-Without arguments it only writes again what follows from the JSON files that are committed.
+NAME may stand in a directory, such as trained/sql; `curves/NAME=RUN_DIRECTORY` keeps the success on train tasks that a single run
+logged, environment by environment. Without arguments it only writes again what follows from the JSON files that are committed.
 """
 
 from __future__ import annotations
@@ -18,16 +19,46 @@ from typing import Any
 from whet.evals import Comparison
 
 ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "docs/training.md")
+"""Where tables stand, each between `<!-- results/NAME.json -->` and `<!-- /results/NAME.json -->`."""
+BLOCKS = 5
+"""Rows of a table of curves: each is the mean over a part of the steps."""
 
 
 def keep(name: str, directory: Path) -> None:
     """Copy a comparison into results/, with where and when it was made."""
-    text = (directory / "comparison.json").read_text()
-    (ROOT / "results").mkdir(exist_ok=True)
-    (ROOT / "results" / f"{name}.json").write_text(text)
+    to = ROOT / "results" / f"{name}.json"
+    to.parent.mkdir(exist_ok=True, parents=True)
+    to.write_text((directory / "comparison.json").read_text())
+    if "/" in name:
+        return
     made = f"{datetime.date.today()}, {platform.machine()}, Python {platform.python_version()}, {os.cpu_count()} cores, no GPU"
-    table = Comparison.load(ROOT / "results" / f"{name}.json").markdown().strip()
-    (ROOT / "results" / f"{name}.md").write_text(f"Made {made}, by `make {'demo' if name == 'search' else 'leaderboard'}`.\n\n{table}\n")
+    table = Comparison.load(to).markdown().strip()
+    to.with_suffix(".md").write_text(f"Made {made}, by `make {'demo' if name == 'search' else 'leaderboard'}`.\n\n{table}\n")
+
+
+def keep_curves(name: str, directory: Path) -> None:
+    """The success on train tasks that a run logged at each step, environment by environment."""
+    events = [json.loads(line) for line in (directory / "events.jsonl").read_text().splitlines()]
+    steps = [event["metrics"] for event in events if event["kind"] == "log" and "success" in event["metrics"]]
+    keys = sorted({key for metrics in steps for key in metrics if key.startswith("success/")})
+    curves = {key.partition("/")[2]: [metrics.get(key) for metrics in steps] for key in keys}
+    to = ROOT / "results" / f"{name}.json"
+    to.parent.mkdir(exist_ok=True, parents=True)
+    to.write_text(json.dumps({"run": directory.name, "episodes": events[-1]["spent"]["episodes"], "curves": curves}, indent=1) + "\n")
+
+
+def curves_table(found: dict[str, Any]) -> str:
+    """A row for each part of the steps, a column for each environment."""
+    curves = found["curves"]
+    steps = len(next(iter(curves.values())))
+    lines = ["| steps | " + " | ".join(curves) + " |", "| --- |" + " --- |" * len(curves)]
+    for part in range(BLOCKS):
+        at = range(part * steps // BLOCKS, (part + 1) * steps // BLOCKS)
+        seen = [[curve[i] for i in at if curve[i] is not None] for curve in curves.values()]
+        cells = [f"{sum(values) / len(values):.0%}" if values else "" for values in seen]
+        lines.append(f"| {at[0] + 1}–{at[-1] + 1} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def benchmarks() -> None:
@@ -47,7 +78,22 @@ def benchmarks() -> None:
     setting = f"{work['tasks'] * work['group']} episodes a step"
     for what, key in (("episodes per second", "seconds"), ("episodes per processor second", "processor")):
         lines.append(_row(f"multi-turn GRPO with tools: {what}", other, setting, grpo["ratios"][key], len(grpo["rounds"]) - 1, grpo))
+    latency = ROOT / "results" / "bench_latency.json"
+    if latency.exists():
+        lines += ["", *_busy(json.loads(latency.read_text()))]
     (ROOT / "results" / "benchmarks.md").write_text("\n".join(lines) + "\n")
+
+
+def _busy(found: dict[str, Any]) -> list[str]:
+    """How much of the time the decode engine computes while tools wait."""
+    work, load, cores = found["work"], found["machine"]["load"][0], found["machine"]["cores"]
+    whole, steady, unshared = ("{median:.1%} ({min:.1%}-{max:.1%})".format(**found[key]) for key in ("whole", "steady", "unshared"))
+    return [
+        f"{work['episodes']} episodes, {work['in_flight']} in flight, against tools that take {work['latency']} s: the decode engine "
+        f"computes {whole} of the time, {steady} while all places are taken, {unshared} by processor seconds; tokens per second are "
+        "{median:.2f} ({min:.2f}-{max:.2f}) times those without latency. ".format(**found["ratio"])
+        + f"Median and range of {len(found['rounds'])} rounds, load {load:.1f} on {cores} cores."
+    ]
 
 
 def _row(what: str, other: str, setting: str, ratio: dict[str, float], rounds: int, result: dict[str, Any]) -> str:
@@ -57,19 +103,30 @@ def _row(what: str, other: str, setting: str, ratio: dict[str, float], rounds: i
     return f"| {what} | {other} | {setting} | {times} | {rounds} | {about['load'][0]:.1f} on {about['cores']} cores |"
 
 
+def table_of(record: Path) -> str:
+    found = json.loads(record.read_text())
+    return curves_table(found) if "curves" in found else Comparison.load(record).markdown().strip()
+
+
+def fill(page: Path) -> None:
+    """Write a page's tables again."""
+    text = page.read_text()
+    for record in sorted((ROOT / "results").rglob("*.json")):
+        name = record.relative_to(ROOT)
+        start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        before, found, rest = text.partition(start)
+        if found:
+            text = f"{before}{start}\n\n{table_of(record)}\n\n{end}{rest.partition(end)[2]}"
+    page.write_text(text)
+
+
 def main() -> None:
     benchmarks()
     for argument in sys.argv[1:]:
         name, _, directory = argument.partition("=")
-        keep(name, Path(directory))
-    readme = (ROOT / "README.md").read_text()
-    for record in sorted((ROOT / "results").glob("*.json")):
-        start, end = f"<!-- results/{record.name} -->", f"<!-- /results/{record.name} -->"
-        before, found, rest = readme.partition(start)
-        if found:
-            table = Comparison.load(record).markdown().strip()
-            readme = f"{before}{start}\n\n{table}\n\n{end}{rest.partition(end)[2]}"
-    (ROOT / "README.md").write_text(readme)
+        (keep_curves if name.startswith("curves/") else keep)(name, Path(directory))
+    for page in PAGES:
+        fill(ROOT / page)
 
 
 if __name__ == "__main__":

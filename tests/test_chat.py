@@ -6,6 +6,7 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, normalizers, pre_tokenizers
 
 from helpers import tiny_tokenizer
 from whet.envs.search import Search
@@ -54,6 +55,53 @@ def test_a_turn_that_was_cut_off_is_closed_by_what_follows(chat):
     closed, cut = chat.extend(new, closed=True), chat.extend(new, closed=False)
     assert cut[0] == chat.end
     assert cut[1:] == closed
+
+
+MARKED = st.lists(st.one_of(TEXT, st.sampled_from(["<|im_start|>", "<|im_end|>", "<tool_call>", "\n", " ", "<|im_", "friend"]))).map(
+    "".join
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(text=MARKED)
+def test_a_text_in_pieces_has_the_tokens_of_the_whole(chat, text):
+    assert chat._marks is not None
+    assert chat._encode(text) == tuple(chat.tokenizer.encode(text, add_special_tokens=False))
+
+
+def _with_token(content: str, **kind: bool) -> ChatFormat:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([AddedToken(content, **kind)], special_tokens=not kind.get("normalized", False))
+    return ChatFormat(tokenizer)
+
+
+@pytest.mark.parametrize("kind", [{"lstrip": True}, {"single_word": True}, {"rstrip": True}, {"normalized": True}, {}], ids=str)
+def test_tokens_that_look_at_what_is_beside_them_are_seen_whole(kind):
+    chat = _with_token("<x>", **{"normalized": False} | kind)
+    assert (chat._marks is None) == bool(kind.keys() & {"lstrip", "single_word"})
+    for text in ("a <x> b", "a<x>b", "<|im_end|> <x> <|im_start|>a", "<x><x", " <x>\n<|im_end|>"):
+        assert chat._encode(text) == tuple(chat.tokenizer.encode(text, add_special_tokens=False)), text
+
+
+@pytest.mark.parametrize("scheme", ["first", "always", "never", "normalizer"])
+def test_tokenizers_that_put_a_space_first_are_cut_alike(scheme):
+    tokenizer = tiny_tokenizer()
+    backend = tokenizer.backend_tokenizer
+    if scheme == "normalizer":  # as Llama 2 writes it
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("G"), normalizers.Replace(" ", "G")])
+    else:
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="G", prepend_scheme=scheme)
+    chat = ChatFormat(tokenizer)
+    texts = ("a b", "<|im_start|>a b<|im_end|>c", "a <|im_start|> b", "<|im_end|>", "a<|im_end|><|im_start|>user\na")
+    for text in texts:
+        assert chat._encode(text) == tuple(tokenizer.encode(text, add_special_tokens=False)), text
+
+
+def test_a_mark_inside_another_is_no_place_to_cut():
+    chat = _with_token("<|im_start|><|im_end|>!", normalized=False)
+    text = "a<|im_start|><|im_end|>!b<|im_end|>"
+    assert chat._encode(text) == tuple(chat.tokenizer.encode(text, add_special_tokens=False))
+    assert chat._encode(text)[1] == chat.tokenizer.convert_tokens_to_ids("<|im_start|><|im_end|>!")
 
 
 @settings(deadline=None, max_examples=60)

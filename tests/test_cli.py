@@ -71,7 +71,9 @@ def practise(agent, data, *, env, run, cfg):
 def install():
     from whet import methods, policies
     made = {
-        name: SimpleNamespace(name=name, function=practise, config=Config, title="Toy practice", paper="none", needs=frozenset({"train"}))
+        name: methods.Method(
+            name=name, function=practise, config=Config, title="Toy", paper="none", needs=("train",), parts=methods.Parts(source="self")
+        )
         for name in ("sft", "grpo")
     }
     load = policies.load_policy
@@ -424,6 +426,9 @@ class Outer:
     shuffle: bool = True
     name: str = "x"
     inner: Inner = field(default_factory=Inner)
+    extra: Inner | None = None
+    """Left out unless a part of it is set."""
+    given: Inner | None = Inner(lr=0.25)
 
 
 @pytest.mark.parametrize(
@@ -437,6 +442,10 @@ class Outer:
         ("name=none", Outer(name="none")),
         ("inner.lr=1e-3", Outer(inner=Inner(lr=1e-3))),
         ("inner.warmup=none", Outer(inner=Inner(warmup=None))),
+        ("extra.lr=0.5", Outer(extra=Inner(lr=0.5))),
+        ("extra=none", Outer()),
+        ("given.warmup=3", Outer(given=Inner(lr=0.25, warmup=3))),
+        ("given=none", Outer(given=None)),
     ],
 )
 def test_overrides_are_read_by_the_fields_type(text: str, expected: Outer) -> None:
@@ -450,6 +459,9 @@ def test_overrides_are_read_by_the_fields_type(text: str, expected: Outer) -> No
         ("inner.l=7", "no option 'inner.l'. Did you mean 'lr'"),
         ("steps.x=7", "'steps' is a int and has no parts"),
         ("inner=7", "give them one by one: inner.lr, inner.warmup"),
+        ("inner=none", "give them one by one: inner.lr, inner.warmup"),
+        ("extra=true", "give them one by one: extra.lr, extra.warmup, or extra=none"),
+        ("extra.l=7", "no option 'extra.l'. Did you mean 'lr'"),
         ("steps=1.5", "option 'steps' of Outer is '1.5'; expected int"),
         ("mode=median", "expected Literal"),
         ("inner.lr=-1", "expected a positive number"),
@@ -471,3 +483,9 @@ def test_options_are_listed_with_their_docstrings() -> None:
     found = {option.key: option for option in options(Outer)}
     assert (found["steps"].type, found["steps"].default, found["steps"].doc) == ("int", "3", "How many.")
     assert found["inner.lr"].doc == "Learning rate."
+    assert (found["extra"].type, found["extra"].default, found["extra"].doc) == (
+        "Inner | None",
+        "None",
+        "Left out unless a part of it is set.",
+    )
+    assert (found["extra.lr"].default, found["given"].default, found["given.lr"].default) == ("0.1", "Inner", "0.25")

@@ -27,6 +27,9 @@ BUNDLED = (
     "examples/shop.py:Shop",
     "workshop",
     "workshop:depth=4,rules=24,reward=graded",
+    "catalogue",
+    "catalogue:calls=1-3,descriptions=full,hold=3,reward=graded",
+    "catalogue:calls=1-3,retrieval=true",
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import pytest
 import torch
 
 from helpers import tiny_policy
-from whet.errors import CheckpointError, ConfigError
-from whet.learn import Learner, Lora, Loss, dpo, mito, nll, optimise, policy_gradient, with_divergences, with_reference
+from whet.errors import CheckpointError, ConfigError, MissingExtra
+from whet.learn import Learner, Lora, Loss, dpo, mean_nll, mito, nll, optimise, policy_gradient, with_divergences, with_reference
 from whet.learn.learner import schedule_factor
 from whet.policies.local import LocalPolicy
 from whet.types import Example, Pair
@@ -347,6 +348,70 @@ def test_lora_trains_the_adapters_only_and_merges_them(tmp_path: Path) -> None:
         torch.testing.assert_close(restored(input_ids=ids).logits, logits, atol=1e-4, rtol=1e-4)
 
 
+WIDE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
+"""Whole blocks of 64 weights in each row; bitsandbytes' kernels for the CPU compute something else where there are none."""
+
+
+def qlora() -> tuple[LocalPolicy, Lora]:
+    pytest.importorskip("bitsandbytes")
+    return tiny_policy(**WIDE), Lora(rank=2, alpha=8.0, quantize="nf4")
+
+
+def test_qlora_trains_adapters_over_four_bits_and_samples_what_it_computed_with() -> None:
+    given, lora = qlora()
+    learner = Learner(given, lr=1e-2, lora=lora)
+    packed = {name: p for name, p in learner._module.named_parameters() if p.dtype == torch.uint8}
+    assert {name.split(".")[-3] for name in packed} == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert all(".lora_" in name for name in learner._trained)
+    untouched = learner.sample()
+    assert untouched.version == f"{given.version}/nf4", "rounded weights are not those of the policy it began with"
+    off = {n: float((w - given.weights[n]).abs().mean() / given.weights[n].abs().mean()) for n, w in untouched.weights.items()}
+    assert all(0.05 < e < 0.13 if "proj" in n else e == 0 for n, e in off.items()), off
+    losses = [step(learner)["loss"] for _ in range(3)]
+    assert losses[2] < losses[0]
+    ids = torch.from_numpy(rows()[0].tokens)[None]
+    with torch.no_grad():
+        sampled, computed = learner.sample().module()(input_ids=ids).logits, learner._module(input_ids=ids).logits
+    torch.testing.assert_close(sampled, computed, atol=1e-4, rtol=1e-4)
+
+
+def test_qlora_resumes_bit_for_bit_and_only_over_the_same_weights(tmp_path: Path) -> None:
+    given, lora = qlora()
+    first, whole, resumed = (Learner(given, lr=1e-2, lora=lora) for _ in range(3))
+    step(first)
+    first.save_state(tmp_path / "state")
+    resumed.load_state(tmp_path / "state")
+    step(whole)
+    assert step(resumed, 1) == step(whole, 1)
+    with pytest.raises(CheckpointError, match="belongs to the weights"):
+        Learner(given, lr=1e-2, lora=Lora(rank=2, alpha=8.0)).load_state(tmp_path / "state")
+
+
+def test_qlora_is_refused_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"unknown quantize 'nf5'. Did you mean 'nf4'"):
+        Lora(quantize="nf5")  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "bitsandbytes.nn", None)
+    with pytest.raises(MissingExtra, match=r"QLoRA.*pip install 'whet\[qlora\]'"):
+        Learner(policy(), lr=1e-2, lora=Lora(quantize="nf4"))
+
+
+def test_qlora_is_refused_where_four_bits_do_not_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    given, lora = qlora()
+    import bitsandbytes.nn
+
+    with monkeypatch.context() as broken:
+        broken.setattr(bitsandbytes.nn.Linear4bit, "forward", lambda self, x: x @ torch.randn(x.shape[-1], 64))
+        with pytest.raises(ConfigError, match=r"4-bit weights with 64 inputs come back changed by \d+% on cpu here"):
+            Learner(given, lr=1e-2, lora=lora)
+
+    def unsupported(self: Any, x: Any) -> None:
+        raise RuntimeError("no kernel for this device")
+
+    monkeypatch.setattr(bitsandbytes.nn.Linear4bit, "forward", unsupported)
+    with pytest.raises(ConfigError, match="4-bit weights do not work on cpu here: no kernel for this device"):
+        Learner(given, lr=1e-2, lora=lora)
+
+
 @pytest.mark.parametrize("lora", [None, Lora(rank=2)], ids=["full", "lora"])
 def test_bfloat16_policies_are_trained_in_float32(tmp_path: Path, lora: Lora | None) -> None:
     policy().save(tmp_path / "model")
@@ -441,3 +506,14 @@ def test_optimise_takes_a_step_per_batch_and_logs_all_of_them() -> None:
     assert logged["tokens"] == sum(int(row.mask.sum()) for batch in batches for row in batch)
     assert logged["lr"] == each[-1]["lr"] != each[0]["lr"]
     assert optimise(other, [], nll()) == {}
+
+
+def test_the_mean_likelihood_of_a_row_is_that_of_its_own_masked_tokens() -> None:
+    found = mean_nll(rows(), policy())
+    scored = with_reference(rows(), policy())
+    assert found.shape == (12,)
+    for value, row in zip(found, scored, strict=True):
+        assert row.reference is not None
+        assert value == pytest.approx(-sum(x for x, m in zip(row.reference, row.mask, strict=True) if m) / row.mask.sum(), rel=1e-5)
+    batch_of_one = Learner(policy(), lr=0.0).forward_backward([rows()[3]], nll())
+    assert found[3] == pytest.approx(batch_of_one["nll"], rel=1e-5)

@@ -166,7 +166,9 @@ def test_the_figures_are_of_environments_and_options_that_exist() -> None:
                 if row[policy] is not None:
                     s = row[policy]["success"]
                     assert 0 <= s["low"] <= s["mean"] <= s["high"] + 1e-9 <= 1 + 2e-9
-                    assert row[policy]["failed"] == 0, f"{row['spec']}: episodes of {policy} failed while it was measured"
+                    # An expert may know no way: such tasks are counted, and pages say so; whatever else fails is not to be kept.
+                    most = 0.1 * s["n"] if policy == "expert" else 0
+                    assert row[policy]["failed"] <= most, f"{row['spec']}: episodes of {policy} failed while it was measured"
 
 
 @pytest.mark.parametrize("name", ["search", "babyai"])

@@ -519,9 +519,9 @@ def usage():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files in /proc")
-@pytest.mark.parametrize("server", ["server", "command"])
-def test_nothing_leaks_in_a_hundred_episodes(place, server):
-    """Of a hundred episodes, a fifth hang in a call, and a fifth lose their server where that is a process."""
+@pytest.mark.parametrize(("server", "n"), [("server", 100), ("command", 30)])
+def test_nothing_leaks(place, server, n):
+    """A fifth of the episodes hang in a call, and a fifth lose their server where that is a process, which takes a second to start."""
     plan = (
         call("lookup", name="Rosa"),
         lambda r: call("hang", seconds=30) if r.seed % 5 == 0 else call("lookup", name="Nobody"),
@@ -530,18 +530,18 @@ def test_nothing_leaks_in_a_hundred_episodes(place, server):
     )
     env = load_env(spec(place, "timeout=1.5", "connections=4", server=server))
     limits = Limits(retries=1, max_error_rate=1.0, in_flight=16)
-    rollout(scripted(*plan), env, env.tasks("train", 2), n=8, limits=limits, seed=2)
+    rollout(scripted(*plan), env, env.tasks("train", 2), n=4, limits=limits, seed=2)
     wait_until(lambda: open_connections() == 0, "the first ones are closed")
     before = usage()
-    episodes = rollout(scripted(*plan), env, env.tasks("train", 2), n=50, limits=limits, seed=1)
-    assert len(episodes) == 100
+    episodes = rollout(scripted(*plan), env, env.tasks("train", 2), n=n // 2, limits=limits, seed=1)
+    assert len(episodes) == n
     outcomes = Counter()
     for episode in episodes:
         outcomes.update(episode.tags["tools"])
-    assert outcomes["ok"] > 100
-    assert outcomes["timeout"] > 5
+    assert outcomes["ok"] > n
+    assert outcomes["timeout"] > n / 20
     if server == "command":
-        assert outcomes["infrastructure"] > 5
+        assert outcomes["infrastructure"] > n / 20
         assert {e.reason for e in episodes if not e.ok} == {"ServerLost"}
     wait_until(lambda: all(usage()[k] <= before[k] for k in before), f"{usage()} is no more than {before}")
 

@@ -42,6 +42,10 @@ CHEAP: dict[str, dict[str, Any]] = {
     "envisions": {"iterations": 3, "samples": 2, "lr": 1e-2, "batch_size": 8},
     "reflexion": {"trials": 3, "reflector": "environment"},
     "coevol": {"teacher": "random", "epochs": 3, "lr": 1e-2, "batch_size": 4},
+    "agent_tuning": {"epochs": 3, "lr": 1e-2, "batch_size": 4, "held_out": 2},
+    "agent_ohana": {"sources": ("expert", "self"), "judge": "script:rater", "epochs": 3, "lr": 1e-2, "batch_size": 4},
+    "fireact": {"teacher": "expert", "epochs": 3, "lr": 1e-2, "batch_size": 4},
+    "nat": {"teachers": ("expert@0.5",), "epochs": 3, "lr": 1e-2, "batch_size": 4},
 }
 """Options with which each method takes three steps within a second. A new method adds its own here."""
 
@@ -76,14 +80,14 @@ class Say(Env):
         return f"{len(turns)} turns did not help."
 
     def role(self, role: str, turns: tuple[Turn, ...], rng: Any) -> str | None:
-        """An editor says the opposite, a judge is for `yes`, a contrarian against it; everybody else says his role."""
+        """An editor says the opposite, a judge is for `yes`, a contrarian against it; a rater likes everything; others say their role."""
         prompt, better = turns[-1].content, "no" if role == "contrarian" else "yes"
         if role == "editor":
             return "no" if quoted(prompt, "response") == "yes" else "yes"
         if role in ("judge", "contrarian"):
             a, b = (quoted(prompt, side).endswith(better) for side in "AB")
             return "tie" if a == b else "A" if a else "B"
-        return role
+        return "5" if role == "rater" else role
 
 
 SAY = EnvFactory(Say)
@@ -96,7 +100,16 @@ def agent() -> Agent[Any]:
 
 def make_data(env: EnvFactory = SAY, n: int = 6) -> Data:
     experts = rollout(Agent(load_policy("expert")), env, env.tasks("train", n), tag="experts")
-    return Data(train=env.tasks("train", n), dev=env.tasks("dev", 2), experts=tuple(e for e in experts if e.success))
+    small_talk = tuple(
+        Episode(
+            id=f"talk{i}",
+            task=Task(id=f"talk{i}", env="general", split="train"),
+            turns=chain([Turn(role="user", content=f"Say {i}."), Turn(role="assistant", content=str(i))]),
+            stop=Stop.TERMINATED,
+        )
+        for i in range(6)
+    )
+    return Data(train=env.tasks("train", n), dev=env.tasks("dev", 2), experts=tuple(e for e in experts if e.success), general=small_talk)
 
 
 def improve(name: str, run: Run, given: Agent[Any] | None = None, **options: Any) -> Agent[Any]:
@@ -125,7 +138,7 @@ def test_it_describes_itself(name: str) -> None:
     assert method.title
     assert method.paper.startswith("arXiv:")
     assert method.needs
-    assert set(method.needs) <= {"train", "dev", "experts"}
+    assert set(method.needs) <= {"train", "dev", "experts", "general"}
     assert method.config() == method.config()
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(method.config(), dataclasses.fields(method.config)[0].name, 1)
@@ -224,7 +237,8 @@ def test_it_stops_when_the_budget_is_spent(name: str) -> None:
     limited = Run.scratch(budget=max(first, 1))
     better = improve(name, limited)
     assert limited.cost.episodes == first
-    assert len(logged(limited)) == (1 if first else 3)
+    # one that has all its episodes before its first step may go on learning from them
+    assert len(logged(limited)) == 1 or run.cost.episodes == first
     assert better.policy.version
 
 

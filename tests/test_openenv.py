@@ -18,7 +18,7 @@ from whet.policies import ScriptedPolicy
 from whet.rollout import Limits, rollout
 from whet.types import Stop, ToolCall
 
-pytestmark = [needs("openenv"), pytest.mark.slow]
+served = needs("openenv")
 
 
 def call(name: str, **arguments) -> Action:
@@ -31,7 +31,7 @@ def text(step) -> str:
 
 @pytest.fixture(scope="module")
 def guess():
-    with serve("openenv_server.py", "guess", "2") as (port, _):
+    with serve("openenv", "guess", "2") as (port, _):
         yield f"http://127.0.0.1:{port}"
 
 
@@ -40,6 +40,7 @@ def secret(task, top: int = 9) -> int:
     return random.Random(task.seed % 2**31).randint(0, top)
 
 
+@served
 def test_an_action_of_several_fields_is_a_tool(guess):
     env = OpenEnv(guess)
     (act,) = env.tools
@@ -62,6 +63,7 @@ def test_an_action_of_several_fields_is_a_tool(guess):
     env.close()
 
 
+@served
 def test_what_the_server_finds_wrong_with_an_action_is_told_to_the_agent_and_costs_no_step(guess):
     env = OpenEnv(guess)
     env.reset(env.tasks("train", 1)[0])
@@ -73,6 +75,7 @@ def test_what_the_server_finds_wrong_with_an_action_is_told_to_the_agent_and_cos
     env.close()
 
 
+@served
 def test_what_breaks_on_the_server_is_no_observation(guess):
     env = OpenEnv(guess, arguments={"broken": True})
     env.reset(env.tasks("train", 1)[0])
@@ -81,6 +84,7 @@ def test_what_breaks_on_the_server_is_no_observation(guess):
     env.close()
 
 
+@served
 def test_options_reach_the_server_and_choose_what_is_seen(guess):
     env = OpenEnv(guess, show="hint", arguments={"top": 0}, success_at=0.5)
     assert env.reset(env.tasks("dev", 1)[0]) == "guess"
@@ -95,6 +99,7 @@ def test_options_reach_the_server_and_choose_what_is_seen(guess):
         OpenEnv("localhost:8000")
 
 
+@served
 def test_it_keeps_the_contract_where_the_user_calls_it_replayable(guess):
     report = check_env(f"openenv:url={guess},replayable=true", tasks=3)
     assert not report.problems, report
@@ -102,6 +107,7 @@ def test_it_keeps_the_contract_where_the_user_calls_it_replayable(guess):
     assert check_env(f"openenv:url={guess}", tasks=2, processes=False).skipped["replay"] == "replayable is False"
 
 
+@served
 def test_more_episodes_than_the_server_has_room_for_wait_their_turn(guess):
     """Two sessions, twelve episodes: each waits for a place, and every one is played."""
     halving = ScriptedPolicy(bisect)
@@ -120,8 +126,9 @@ def bisect(request, rng):
     return call("act", number=(low + high) // 2)
 
 
+@served
 def test_an_action_of_one_text_field_is_the_agents_text():
-    with serve("openenv_server.py", "echo", "4") as (port, _):
+    with serve("openenv", "echo", "4") as (port, _):
         env = OpenEnv(f"http://127.0.0.1:{port}")
         task = env.tasks("test", 1)[0]
         assert env.tools == ()
@@ -132,8 +139,26 @@ def test_an_action_of_one_text_field_is_the_agents_text():
         env.close()
 
 
+@served
+def test_the_environment_that_openenv_init_writes(tmp_path):
+    """None of ours: it echoes, pays a tenth for each letter, never ends, and has one place."""
+    with serve("openenv", "init", str(tmp_path)) as (port, _):
+        url = f"http://127.0.0.1:{port}"
+        env = OpenEnv(url)
+        assert env.reset(env.tasks("train", 1)[0]) == "echoed_message: Lamp Env environment ready!\nmessage_length: 0"
+        assert env.tools == ()
+        step = env.step(Action(text="hello"))
+        assert (step.observation, step.reward) == ("echoed_message: hello\nmessage_length: 5", 0.5)
+        env.close()
+        factory = load_env(f"openenv:url={url},max_turns=2,show=echoed_message")
+        episodes = rollout(Agent(ScriptedPolicy(lambda request, rng: "ab")), factory, factory.tasks("train", 4), limits=Limits(retries=0))
+        assert [(e.stop, e.reason, round(e.reward, 6)) for e in episodes] == [(Stop.TRUNCATED, "max_turns", 0.4)] * 4
+        assert [turn.content for turn in episodes[0].turns if not turn.trained][-1] == "ab"
+
+
+@served
 def test_mcp_tools_come_with_their_names_and_schemas():
-    with serve("openenv_server.py", "shop", "2") as (port, _):
+    with serve("openenv", "shop", "2") as (port, _):
         env = OpenEnv(f"http://127.0.0.1:{port}")
         task = env.tasks("train", 1)[0]
         assert [(t.name, t.description, list(t.parameters["properties"])) for t in env.tools] == [
@@ -150,8 +175,9 @@ def test_mcp_tools_come_with_their_names_and_schemas():
         env.close()
 
 
+@served
 def test_an_end_without_any_reward_is_an_error_and_no_zero():
-    with serve("openenv_server.py", "mute", "1") as (port, _):
+    with serve("openenv", "mute", "1") as (port, _):
         env = OpenEnv(f"http://127.0.0.1:{port}")
         env.reset(env.tasks("train", 1)[0])
         with pytest.raises(EnvError, match="never gave a reward"):
@@ -159,8 +185,9 @@ def test_an_end_without_any_reward_is_an_error_and_no_zero():
         env.close()
 
 
+@served
 def test_a_session_ends_with_its_episode_and_a_server_that_dies_is_an_error():
-    with serve("openenv_server.py", "echo", "1") as (port, process):
+    with serve("openenv", "echo", "1") as (port, process):
         url = f"http://127.0.0.1:{port}"
         first = OpenEnv(url)
         first.reset(first.tasks("train", 1)[0])

@@ -15,9 +15,10 @@ pytest.importorskip("textworld_express")
 from whet import Agent, check_env, load_env
 from whet.envs import Action
 from whet.envs.check import CHECKS
-from whet.envs.java import JavaRaised
+from whet.envs.jvm import JavaRaised
 from whet.envs.textworldexpress import FIRST_SEED, PARAMETERS, SEEDS, TextWorldExpress, shorten
 from whet.errors import ConfigError, EnvError
+from whet.evals import evaluate
 from whet.policies.scripted import ExpertPolicy, ScriptedPolicy
 from whet.rollout import Limits, rollout
 from whet.types import SPLITS, Stop
@@ -83,6 +84,21 @@ def test_folds_are_those_of_the_package(java):
         assert [task.seed for task in tasks] == java.call(method)
         assert len(tasks) == SEEDS
     assert list(FIRST_SEED) == list(SPLITS)
+
+
+def test_what_is_tidied_up_differs_between_the_folds():
+    """The package deals the objects of twc out to the folds; seeds alone would give every fold all of them."""
+    things = {}
+    for split in SPLITS:
+        factory = load_env("textworldexpress:game=twc,numLocations=1,numItemsToPutAway=3,includeDoors=0")
+        things[split] = set()
+        for task in factory.tasks(split, 25):
+            env = factory()
+            env.reset(task)
+            things[split] |= {action for action in env._play.actions if action.startswith("take ")}
+            env.close()
+    assert all(len(found) > 20 for found in things.values())
+    assert not any(things[a] & things[b] for a, b in itertools.combinations(SPLITS, 2))
 
 
 def test_games_and_parameters_are_those_of_the_package(java):
@@ -285,6 +301,16 @@ def test_the_expert_gives_up_when_all_is_lost():
     env.close()
 
 
+def test_a_game_that_cannot_be_won_has_no_expert():
+    """Where the package asks for the cucumber twice, taking it the first time is a failure. Its own gold path fails, too."""
+    env, _ = begin("peckingorder", 22, "dev")
+    assert do(env, "read instructions book").observation.startswith("The current task is to take the cucumber.")
+    assert env.expert(random.Random(0)) is None
+    end = do(env, "take cucumber")
+    assert (end.terminated, end.success, end.info["score"]) == (True, False, -1.0)
+    env.close()
+
+
 def test_maps_that_the_package_cannot_make_are_not_among_the_tasks():
     factory = load_env("textworldexpress:game=mapreader,numLocations=6,maxDistanceApart=4")
     tasks = factory.tasks("train", 40)
@@ -313,7 +339,7 @@ def test_before_and_after_the_episode_there_is_nothing_to_ask():
 
 
 @pytest.mark.parametrize("inline", [True, False])
-def test_a_java_process_that_is_killed_in_the_middle_of_a_rollout(inline, monkeypatch):
+def test_a_java_process_that_is_killed_in_the_middle_of_a_rollout(inline, monkeypatch, caplog):
     """The episodes that were under way in it begin anew, are counted, and end as they would have."""
     monkeypatch.setattr(TextWorldExpress, "inline", inline)
     factory = load_env(spec("twc"))
@@ -335,9 +361,11 @@ def test_a_java_process_that_is_killed_in_the_middle_of_a_rollout(inline, monkey
     assert [e.reward for e in episodes] == pytest.approx([1.0] * 16)
     again = [e for e in episodes if e.tags.get("attempts", 1) > 1]
     assert again, "nobody noticed"
-    assert all(e.tags["attempts"] == 2 for e in again)
+    assert all((e.tags["attempts"], e.tags["broken"]) == (2, {"EnvError": 1}) for e in again)
     assert [[t.content for t in e.turns] for e in episodes] == [[t.content for t in e.turns] for e in before]
     assert killed[0] not in [machine.process.pid for machine in TextWorldExpress.servers._open]
+    assert not os.path.exists(f"/proc/{killed[0]}")
+    assert not [record for record in caplog.records if "py4j" in record.pathname], "py4j's tracebacks"
 
 
 def test_what_cannot_be_mended_is_an_error_and_never_a_zero():
@@ -356,5 +384,8 @@ def test_what_cannot_be_mended_is_an_error_and_never_a_zero():
     assert episodes[1].stop is Stop.ERROR
     assert "step 1: EnvError: the Java process" in episodes[1].error
     assert "has died (exit status -9)" in episodes[1].error
-    assert episodes[1].tags["attempts"] == 3
+    assert (episodes[1].tags["attempts"], episodes[1].tags["broken"]) == (3, {"EnvError": 3})
     assert [e.success for e in episodes] == [True, False, True]
+    found = evaluate(Agent(ScriptedPolicy(act)), factory, tasks, limits=Limits(in_flight=1))
+    assert found.errors == {"EnvError": 1}
+    assert (found.success.mean, found.reward.mean, found.success.n) == (1.0, pytest.approx(1.0), 2), "it is not scored"

@@ -19,7 +19,7 @@ from whet.rollout import Limits, rollout
 from whet.types import Stop, ToolCall
 
 # The harness is a program that `uv` prepares from PyPI when a server first needs it, which takes half a minute.
-served = pytest.mark.timeout(900)
+served = needs("verifiers")
 
 
 def call(name: str, id: str = "", **arguments) -> Action:
@@ -29,13 +29,11 @@ def call(name: str, id: str = "", **arguments) -> Action:
 @pytest.fixture(scope="module")
 def guessing(tmp_path_factory):
     file = tmp_path_factory.mktemp("guessing") / "tasks.jsonl"
-    with serve("verifiers_server.py", "guessing", str(file)) as (url, _):
+    with serve("verifiers", "guessing", str(file)) as (url, _):
         yield {"tasks": str(file), "url": url}
 
 
 @served
-@needs("verifiers")
-@pytest.mark.slow
 def test_an_episode_with_the_servers_user_is_played_turn_by_turn(guessing):
     env = Verifiers(**guessing)
     task = env.tasks("train", 8)[6]
@@ -60,8 +58,6 @@ def test_an_episode_with_the_servers_user_is_played_turn_by_turn(guessing):
 
 
 @served
-@needs("verifiers")
-@pytest.mark.slow
 def test_failures_on_the_server_are_errors_and_no_rewards(guessing):
     env = Verifiers(**guessing)
     env.reset(env.tasks("dev", 1)[0])
@@ -78,8 +74,6 @@ def test_failures_on_the_server_are_errors_and_no_rewards(guessing):
 
 
 @served
-@needs("verifiers")
-@pytest.mark.slow
 def test_a_rollout_plays_several_at_once_and_leaves_what_it_cuts_off(guessing):
     def counting(request, rng):
         return str(sum(turn.role == "assistant" for turn in request.turns))
@@ -98,11 +92,9 @@ def test_a_rollout_plays_several_at_once_and_leaves_what_it_cuts_off(guessing):
 
 
 @served
-@needs("verifiers")
-@pytest.mark.slow
 def test_the_servers_tools_are_the_agents_tools(tmp_path):
     file = tmp_path / "lamps.jsonl"
-    with serve("verifiers_server.py", "lamp_shop", str(file)) as (url, _):
+    with serve("verifiers", "lamp_shop", str(file)) as (url, _):
         env = Verifiers(str(file), url=url, success_at=0.9)
         env.reset(env.tasks("train", 1)[0])
         assert env.instructions == "Be brief."

@@ -10,7 +10,7 @@ import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -59,16 +59,32 @@ class Option:
     doc: str
 
 
-def options(cls: type[Any], prefix: str = "") -> list[Option]:
-    """The fields of a config with their types, defaults and the docstrings under them; nested ones under dotted keys."""
+def options(cls: type[Any], prefix: str = "", defaults: Any = None) -> list[Option]:
+    """The fields of a config with their types, defaults and the docstrings under them; nested ones under dotted keys.
+
+    Of a nested config that may be None, the field itself comes first. `defaults` is a config to take the defaults from.
+    """
     hints, docs, found = get_type_hints(cls), _field_docs(cls), []
     for f in dataclasses.fields(cls):
-        if dataclasses.is_dataclass(hints[f.name]):
-            found += options(hints[f.name], f"{prefix}{f.name}.")
-            continue
-        default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
-        found.append(Option(key=prefix + f.name, type=_type_name(hints[f.name]), default=repr(default), doc=docs.get(f.name, "")))
+        default = getattr(defaults, f.name) if defaults is not None else _default(f)
+        inner, key = _nested(hints[f.name]), prefix + f.name
+        if inner is not hints[f.name]:
+            kind = f"{inner.__name__} | None" if inner else _type_name(hints[f.name])
+            shown = inner.__name__ if inner and default is not None else repr(default)
+            found.append(Option(key=key, type=kind, default=shown, doc=docs.get(f.name, "")))
+        if inner:
+            found += options(inner, f"{key}.", default)
     return found
+
+
+def _default(f: dataclasses.Field[Any]) -> Any:
+    return f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+
+
+def _nested(hint: Any) -> type[Any] | None:
+    """The dataclass that a field holds, or may hold beside None."""
+    kinds = [kind for kind in (get_args(hint) or (hint,)) if dataclasses.is_dataclass(kind)]
+    return kinds[0] if len(kinds) == 1 and isinstance(kinds[0], type) else None
 
 
 def _set(config: Any, path: list[str], value: Any, key: str, of: str) -> Any:
@@ -76,15 +92,18 @@ def _set(config: Any, path: list[str], value: Any, key: str, of: str) -> Any:
     if path[0] not in names:
         raise ConfigError(f"{of} has no option {key!r}. {did_you_mean(path[0], names)}")
     hint = get_type_hints(type(config))[path[0]]
-    inner = getattr(config, path[0])
+    nested, inner = _nested(hint), getattr(config, path[0])
     if len(path) > 1:
-        if not dataclasses.is_dataclass(inner):
+        if nested is None:
             raise ConfigError(f"{of} has no option {key!r}: {path[0]!r} is a {_type_name(hint)} and has no parts")
-        return _replace(config, path[0], _set(inner, path[1:], value, key, of), key)
-    if dataclasses.is_dataclass(inner):
-        parts = [f"{key}.{f.name}" for f in dataclasses.fields(inner)]
-        raise ConfigError(f"option {key!r} of {of} has parts; give them one by one: {', '.join(parts)}")
-    return _replace(config, path[0], _read(hint, value, key, of), key)
+        return _replace(config, path[0], _set(inner if inner is not None else nested(), path[1:], value, key, of), key)
+    if nested is not None and not isinstance(value, nested):
+        if nested is not hint and str(value).lower() in ("none", "null"):
+            return _replace(config, path[0], None, key)
+        parts = [f"{key}.{f.name}" for f in dataclasses.fields(nested)]
+        none = f", or {key}=none" if nested is not hint else ""
+        raise ConfigError(f"option {key!r} of {of} has parts; give them one by one: {', '.join(parts)}{none}")
+    return _replace(config, path[0], value if nested else _read(hint, value, key, of), key)
 
 
 def _replace(config: Any, name: str, value: Any, key: str) -> Any:

@@ -157,7 +157,9 @@ class Episode:
     seed: int = 0
     cost: Cost = Cost()
     tags: Mapping[str, Any] = field(default_factory=dict)
-    """Provenance: who acted (`expert`, `self`), the prompt's hash, the fork's origin, the environment's `info`."""
+    """Provenance: who acted (`actor`: `expert`, `self`, ...), at what `temperature`, the hash of the `prompt`, the `schemas` of the
+    tools that it showed, the `fork`'s origin, the environment's `info`; of an imported episode its `source` and `record`, and an
+    `outcome` of `unknown` where it does not say. See `whet.data.provenance`."""
 
     @property
     def ok(self) -> bool:

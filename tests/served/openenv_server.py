@@ -1,13 +1,17 @@
-"""Small environments behind OpenEnv's own server. Run by an interpreter that has `openenv-core`:
+"""Small environments behind OpenEnv's own server. Run by an interpreter that has `openenv` (or `openenv-core`, its older name):
 
     python openenv_server.py KIND SESSIONS      prints the port, then serves until it is killed
+    python openenv_server.py init DIRECTORY     the same for the environment that the command `openenv init` writes there
 
 KIND is `guess` (a number, two fields of action), `echo` (one field of text), `shop` (MCP tools) or `mute` (no reward ever).
 """
 
+import importlib
 import random
 import socket
+import subprocess
 import sys
+from pathlib import Path
 
 import uvicorn
 from fastmcp import FastMCP
@@ -16,6 +20,7 @@ from openenv.core.env_server.interfaces import Environment
 from openenv.core.env_server.mcp_environment import MCPEnvironment
 from openenv.core.env_server.mcp_types import CallToolAction, CallToolObservation
 from openenv.core.env_server.types import Action, EnvironmentMetadata, Observation, State
+from parent import end_with_parent
 from pydantic import Field
 
 
@@ -135,9 +140,19 @@ KINDS = {
     "shop": (Shop, CallToolAction, CallToolObservation),
 }
 
+
+def written(directory):
+    """The app of a new environment, as OpenEnv itself writes one."""
+    command = [Path(sys.executable).with_name("openenv"), "init", "lamp_env", "--output-dir", directory]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    sys.path.insert(0, directory)
+    return importlib.import_module("lamp_env.server.app").app
+
+
 if __name__ == "__main__":
-    env, action, observation = KINDS[sys.argv[1]]
-    app = create_app(env, action, observation, max_concurrent_envs=int(sys.argv[2]))
+    end_with_parent()
+    kind, argument = sys.argv[1:]
+    app = written(argument) if kind == "init" else create_app(*KINDS[kind], max_concurrent_envs=int(argument))
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
     listening.listen(64)

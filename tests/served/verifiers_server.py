@@ -16,9 +16,11 @@ os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # fo
 
 if __name__ == "__main__":
     import verifiers.v1 as vf
+    from parent import end_with_parent
     from verifiers.v1.serve import serve_env
     from verifiers.v1.utils.loaders import taskset_class
 
+    end_with_parent()
     name, file = sys.argv[1:]
     tasks = taskset_class(name)(vf.TasksetConfig(id=name))
     Path(file).write_text("".join(f"{task.data.model_dump_json()}\n" for task in tasks))

@@ -27,6 +27,8 @@ class Agent(Generic[P_co]):
     sampling: Sampling = Sampling()
     suffix: str = ""
     """Added to the first observation, as the control strings of conditional training are."""
+    prefix: str = ""
+    """Put before the first observation, as other control strings are."""
 
     def replace(self, **changes: Any) -> Agent[Any]:
         """This agent with other parts, such as `agent.replace(policy=...)`."""
@@ -36,8 +38,7 @@ class Agent(Generic[P_co]):
         """The turns that open an episode: a system turn, then the notes of the memory with the first observation."""
         system = "\n\n".join(part for part in (instructions, self.instructions) if part)
         first = (Turn(role="user", content=observation),) if isinstance(observation, str) else observation
-        if self.suffix:
-            first = (*first[:-1], dataclasses.replace(first[-1], content=f"{first[-1].content}\n{self.suffix}"))
+        first = controlled(first, self.suffix, self.prefix)
         notes = (*self.memory.get("", ()), *self.memory.get(task.id, ()))
         return ((Turn(role="system", content=system),) if system else ()) + with_notes(first, notes)
 
@@ -52,3 +53,11 @@ def with_notes(opening: tuple[Turn, ...], notes: Sequence[str]) -> tuple[Turn, .
         return (Turn(role="user", content=hints), *opening)
     told = dataclasses.replace(opening[head], content=f"{hints}\n{opening[head].content}", tokens=())
     return (*opening[:head], told, *opening[head + 1 :])
+
+
+def controlled(turns: tuple[Turn, ...], suffix: str, prefix: str = "") -> tuple[Turn, ...]:
+    """The turns of an opening with control strings on lines of their own, behind and before the last one's content."""
+    if not (suffix or prefix):
+        return turns
+    content = "\n".join(part for part in (prefix, turns[-1].content, suffix) if part)
+    return (*turns[:-1], dataclasses.replace(turns[-1], content=content, tokens=()))

@@ -19,6 +19,7 @@ COMMANDS = {
     "compare": "run several recipes over several seeds, and put them side by side",
     "methods": "the methods, with their papers and options",
     "envs": "the environments, with their options",
+    "data": "import, export, filter, mix and show trajectories",
     "report": "write the page of a run or a comparison",
     "preflight": "whether an environment bears training: speed, errors, replay, leaks",
     "doctor": "what works on this machine, and what is missing",
@@ -93,6 +94,10 @@ def _brief(message: str) -> str:
 
 
 def _how_to_resume(argv: list[str]) -> str:
+    if argv[0] == "data":
+        if argv[1] != "import":
+            return "Nothing was written."
+        return f"What was imported is intact. Go on with: {shlex.join(['whet', *argv])}"
     if argv[0] not in ("run", "compare"):
         return ""
     again = argv if argv[0] == "compare" or "--resume" in argv else [*argv, "--resume"]

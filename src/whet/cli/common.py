@@ -9,6 +9,7 @@ import json
 import math
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -82,6 +83,17 @@ def add_size_options(parser: argparse.ArgumentParser) -> None:
         )
 
 
+def add_general_option(parser: argparse.ArgumentParser) -> None:
+    """Which general conversations methods may mix in."""
+    parser.add_argument(
+        "--general",
+        default=None,
+        metavar="FILE",
+        help="conversations that have nothing to do with the environment, for methods that mix them in: JSON lines of OpenAI messages, or "
+        "bundled, which is the default of methods that need them",
+    )
+
+
 def count(text: str) -> int:
     """An integer of at least 0, for argparse."""
     return _integer(text, 0)
@@ -122,7 +134,8 @@ def load_agent(spec: str, temperature: float | None) -> Agent[Any]:
         memory = {task: tuple(notes) for task, notes in record["memory"].items()}
         policy = load_policy(record["policy"] or str(directory / "model"))
         sampling = Sampling(**record["sampling"])
-        agent = Agent(policy, instructions=record["instructions"], memory=memory, sampling=sampling, suffix=record.get("suffix", ""))
+        parts = {key: record[key] for key in ("instructions", "suffix", "prefix")}
+        agent = Agent(policy, memory=memory, sampling=sampling, **parts)
     elif (directory / "status").exists():
         raise CheckpointError(f"the run in {directory} has no finished agent yet. Finish it with --resume, or give another --model.")
     else:
@@ -148,6 +161,7 @@ def save_agent(agent: Agent[Any], directory: Path, spec: str) -> None:
         "memory": {task: list(notes) for task, notes in agent.memory.items()},
         "sampling": dataclasses.asdict(agent.sampling),
         "suffix": agent.suffix,
+        "prefix": agent.prefix,
     }
     write_atomic(directory / "agent.json", json.dumps(record, indent=1))
 
@@ -159,7 +173,8 @@ def _agent_record(directory: Path) -> dict[str, Any] | None:
         return None
     try:
         record = json.loads(path.read_text())
-        return {key: record[key] for key in ("policy", "instructions", "memory", "sampling")} | {"suffix": record.get("suffix", "")}
+        controls = {key: record.get(key, "") for key in ("suffix", "prefix")}
+        return {key: record[key] for key in ("policy", "instructions", "memory", "sampling")} | controls
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} cannot be read as an agent: {error!r}") from error
 
@@ -191,17 +206,38 @@ def experts(env: EnvFactory, n: int, run: Run) -> tuple[Episode, ...]:
     return good
 
 
-def make_data(env: EnvFactory, method: Method, sizes: dict[str, int], run: Run) -> Data:
-    """The method's data: train and dev tasks, and expert episodes if it needs them. Raises ConfigError where it lacks something."""
+def general(method: Method, given: str | None) -> str | None:
+    """Which general conversations the method gets: those that were named, or the bundled ones if it needs any."""
+    return given or ("bundled" if "general" in method.needs else None)
+
+
+def make_data(env: EnvFactory, method: Method, sizes: dict[str, int], run: Run, conversations: str | None = None) -> Data:
+    """The method's data: train and dev tasks, expert episodes if it needs them, and general conversations if any are named.
+
+    Raises ConfigError where it lacks something.
+    """
+    from whet.data.general import read_general
     from whet.types import Data
 
     data = Data(
         train=env.tasks("train", sizes["train_tasks"]),
         dev=env.tasks("dev", sizes["dev_tasks"]),
         experts=experts(env, sizes["expert_episodes"], run) if "experts" in method.needs else (),
+        general=read_general(conversations) if conversations else (),
     )
     data.require(*method.needs, by=f"method {method.name!r}")
     return data
+
+
+def script_note(runs: Mapping[str, Run]) -> list[str]:
+    """Which roles were played by scripts in the runs of these recipes, as methods say it in their events `roles`; for under a table."""
+    played: dict[str, dict[str, None]] = {}
+    for recipe, run in runs.items():
+        for event in run.events("roles"):
+            for role, policy in event["scripted"].items():
+                played.setdefault(f"{role} by {policy}", {})[recipe] = None
+    texts = [f"{role} ({', '.join(recipes)})" for role, recipes in played.items()]
+    return [f"Played by scripts, not by models: {'; '.join(texts)}."] if texts else []
 
 
 def print_table(comparison: Comparison) -> None:

@@ -21,7 +21,17 @@ from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from whet.cli.common import SIZES, Parser, add_agent_options, add_size_options, positive, preset, print_table
+from whet.cli.common import (
+    SIZES,
+    Parser,
+    add_agent_options,
+    add_general_option,
+    add_size_options,
+    positive,
+    preset,
+    print_table,
+    script_note,
+)
 from whet.cli.status import Status
 from whet.config import configure, parse_overrides
 from whet.errors import CheckpointError, ConfigError, StorageError, WhetError, did_you_mean
@@ -40,6 +50,7 @@ def parser(command: str) -> Parser:
     p.add_argument("overrides", metavar="METHOD.KEY=VALUE", nargs="*", help="options of methods, such as grpo.steps=20")
     add_agent_options(p)
     add_size_options(p)
+    add_general_option(p)
     p.add_argument("--recipes", required=True, metavar="LIST", help="methods joined by +, such as base,sft,sft+grpo,sft+grpo:kl=0.1")
     p.add_argument("--seeds", type=positive, default=3, metavar="N", help="every recipe is run with the seeds 0 to N-1")
     p.add_argument("--workers", type=positive, default=2, metavar="N", help="processes at a time, with one thread each")
@@ -144,7 +155,7 @@ def _by_method(texts: list[str], used: list[str]) -> dict[str, dict[str, str]]:
 
 def _same_settings(out: Path, args: argparse.Namespace) -> None:
     """Runs in one comparison share these; a comparison that is continued with others would mix two experiments."""
-    keys = ("env", "model", "temperature", "preset", "budget", *SIZES)
+    keys = ("env", "model", "temperature", "preset", "budget", "general", *SIZES)
     settings = {key: getattr(args, key) for key in keys} | {"overrides": sorted(args.overrides)}
     path = out / "compare.json"
     if path.exists():
@@ -186,7 +197,7 @@ def _passed_on(args: argparse.Namespace, stage: str) -> list[str]:
             value = _common(args, key)
             passed += [] if value is None else [option, str(value)]
         return passed
-    for key in (*SIZES, "budget", "temperature", "preset"):
+    for key in (*SIZES, "budget", "temperature", "preset", "general"):
         if getattr(args, key) is not None:
             passed += [f"--{key.replace('_', '-')}", str(getattr(args, key))]
     return passed
@@ -307,7 +318,7 @@ def _comparison(args: argparse.Namespace, recipes: list[str], jobs: list[Job]) -
     if len(seeds) < args.seeds:
         notes.append(f"only the seeds {', '.join(map(str, seeds))} are shown: the others were not finished for all recipes")
     notes += _expert_note({recipe: done[recipe, seeds[0]] for recipe in shown})
-    notes += _script_note({recipe: done[recipe, seeds[0]] for recipe in shown})
+    notes += script_note({recipe: Run.open(done[recipe, seeds[0]].directory) for recipe in shown})
     found = {r: [Evaluation.from_json(Run.open(done[r, seed].directory).evaluations()["final"]) for seed in seeds] for r in shown}
     costs = {recipe: _cost(recipe, seeds, done) for recipe in shown if recipe != BASE}
     baselines: Any = args.baseline if args.baseline in shown else {r: b for r in shown if (b := _parent(r, shown)) is not None}
@@ -318,17 +329,6 @@ def _expert_note(jobs: dict[str, Job]) -> list[str]:
     """How many expert episodes each recipe's last stage had: they are no practice, but somebody must have made them."""
     counts = {recipe: event["successful"] for recipe, job in jobs.items() for event in Run.open(job.directory).events("experts")}
     return [f"Expert episodes given: {', '.join(f'{recipe} {n}' for recipe, n in counts.items())}."] if counts else []
-
-
-def _script_note(jobs: dict[str, Job]) -> list[str]:
-    """Which roles of which recipes were played by scripts, as methods say it in their events `roles`."""
-    played: dict[str, dict[str, None]] = {}
-    for recipe, job in jobs.items():
-        for event in Run.open(job.directory).events("roles"):
-            for role, policy in event["scripted"].items():
-                played.setdefault(f"{role} by {policy}", {})[recipe] = None
-    texts = [f"{role} ({', '.join(recipes)})" for role, recipes in played.items()]
-    return [f"Played by scripts, not by models: {'; '.join(texts)}."] if texts else []
 
 
 def _parent(recipe: str, shown: list[str]) -> str | None:

@@ -10,14 +10,17 @@ from whet.cli.common import (
     SIZES,
     Parser,
     add_agent_options,
+    add_general_option,
     add_size_options,
     count,
+    general,
     load_agent,
     make_data,
     positive,
     preset,
     print_table,
     save_agent,
+    script_note,
 )
 from whet.config import configure, parse_overrides, to_json
 
@@ -32,6 +35,7 @@ def parser(command: str) -> Parser:
     p.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="options of the method, such as steps=20")
     add_agent_options(p, env_required=False)
     add_size_options(p)
+    add_general_option(p)
     p.add_argument("--seed", type=count, default=0, metavar="N", help="everything random follows from it")
     p.add_argument("--budget", type=positive, default=None, metavar="N", help="stop after this many episodes of practice")
     p.add_argument("--preset", default=None, help="settings for this environment and method, such as demo")
@@ -67,13 +71,15 @@ def main(args: argparse.Namespace) -> None:
         "temperature": temperature,
         **sizes,
     }
+    conversations = general(method, args.general)
+    config |= {"general": conversations} if conversations else {}
     agent = load_agent(args.model, temperature)
     out = Path(args.out or f"runs/{env.name}-{args.method}-seed{args.seed}")
     with Run.create(out, config, resume=args.resume, quiet=args.quiet) as run:
         from whet.evals import evaluate
         from whet.report import write_report
 
-        test, data = env.tasks("test", sizes["test_tasks"], sizes["test_start"]), make_data(env, method, sizes, run)
+        test, data = env.tasks("test", sizes["test_tasks"], sizes["test_start"]), make_data(env, method, sizes, run, conversations)
         if not args.no_baseline:
             evaluate(agent, env, test, seed=run.seed("evaluation"), run=run, name="before")
         better = method.function(agent, data, env=env, run=run, cfg=cfg)
@@ -87,9 +93,12 @@ def _print_result(out: Path, env: EnvFactory, run: Run, page: Path) -> None:
     from whet.evals import Evaluation, compare
 
     found = {name: [Evaluation.from_json(record)] for name, record in run.evaluations().items() if name in ("before", "final")}
-    names = {"before": "before", "final": str(run.config["method"])}
+    method = str(run.config["method"])
+    names = {"before": "before", "final": method}
     shown = {names[name]: found[name] for name in ("before", "final") if name in found}
-    table = compare(shown, "before" if "before" in shown else {}, costs={names["final"]: run.cost})
+    table = compare(
+        shown, "before" if "before" in shown else {}, costs={names["final"]: run.cost}, notes=script_note({names["final"]: run})
+    )
     print_table(table)
     print(f"run: {out}\nreport: {page}")
 

@@ -1,6 +1,17 @@
 """From episodes to training rows, and from rows to the packs that a model computes."""
 
 from whet.data.packing import Pack, pack_rows
-from whet.data.rows import actions, batches, confidence, opening, reopened, to_examples, to_pair
+from whet.data.rows import actions, batches, confidence, opening, reopened, rows_of, to_examples, to_pair
 
-__all__ = ["Pack", "actions", "batches", "confidence", "opening", "pack_rows", "reopened", "to_examples", "to_pair"]
+__all__ = [
+    "Pack",
+    "actions",
+    "batches",
+    "confidence",
+    "opening",
+    "pack_rows",
+    "reopened",
+    "rows_of",
+    "to_examples",
+    "to_pair",
+]

@@ -20,6 +20,7 @@ from whet.seeding import derive_seed
 from whet.types import Episode, Example, Pair, Turn, chain
 
 if TYPE_CHECKING:
+    from whet.envs.base import EnvFactory
     from whet.policies.chat import ChatFormat
     from whet.tools.function import Tool
 
@@ -48,6 +49,16 @@ def to_examples(episode: Episode, policy: HasChat, *, weight: float = 1.0, tools
             "use local weights (a model's directory or hub id)"
         )
     return [row for walk in episode.walks() if (row := _to_example(walk, episode.id, policy.chat, weight, tuple(tools)))]
+
+
+def rows_of(episodes: Sequence[Episode], policy: HasChat, env: EnvFactory) -> list[Example]:
+    """`to_examples` of every episode, with the tools of its task's environment. Raises ConfigError where there is nothing to learn."""
+    rows = [row for episode in episodes for row in to_examples(episode, policy, tools=env.of(episode.task).tools)]
+    if not rows:
+        raise ConfigError(
+            f"there is nothing to learn from: {len(episodes)} episodes are left, without an action; see what was dropped, and why"
+        )
+    return rows
 
 
 def _to_example(walk: Sequence[Turn], origin: str, chat: ChatFormat, weight: float, tools: tuple[Tool, ...]) -> Example | None:

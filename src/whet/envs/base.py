@@ -195,6 +195,10 @@ class Env:
         """
         return ()
 
+    def pose(self, task: Task, query: str) -> Task | None:
+        """The task with this query in the place of its own, if the environment takes queries that others make up."""
+        return None
+
     def role(self, role: str, turns: tuple[Turn, ...], rng: random.Random) -> str | Action | None:
         """What a scripted speaker in this role answers to these turns, if the environment has a script for it.
 

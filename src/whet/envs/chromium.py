@@ -13,7 +13,6 @@ a browser that has served enough of them takes no new ones and closes with its l
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import json
 import os
@@ -23,61 +22,33 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from whet.errors import EnvError, MissingExtra
+from whet.envs.chromium_process import executable, gone, profile, spawn
+from whet.errors import EnvError
 
-NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome")
-FLAGS = (
-    "--headless",
-    "--no-sandbox",  # its sandbox needs namespaces that containers often lack; the pages are local files
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-sync",
-    "--disable-extensions",
-    "--disable-default-apps",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-breakpad",
-    "--disable-dev-shm-usage",
-    "--disable-background-timer-throttling",
-    "--disable-renderer-backgrounding",
-    "--disable-backgrounding-occluded-windows",
-    "--no-first-run",
-    "--no-default-browser-check",
-    "--no-proxy-server",
-    "--mute-audio",
-    "--hide-scrollbars",
-    "--lang=en-US",
-    "--force-device-scale-factor=1",
-    "--allow-file-access-from-files",
-    "--remote-debugging-pipe",
-)
 PAGES_PER_BROWSER = 8
 """Pages that share a browser, so that the loss of one browser costs no more episodes than that."""
 RETIRE_AFTER = 64
 """Pages that a browser opens in its life."""
 START = 30.0
 """Seconds that a browser may take to start."""
-ANSWER = 10.0
+ANSWER = 20.0
 """Seconds that a page may take to answer."""
 EXIT = 3.0
 """Seconds that a browser may take to end before it is killed."""
-# The shell outlives the browser, whatever ends that, and takes its profile away. `$1` is the profile, the rest the command.
-_KEEPER = 'profile=$1; shift; "$@"; code=$?; rm -rf -- "$profile"; exit $code'
 
 _lock = threading.Lock()
 _browsers: list[Browser] = []
 
 
-def executable() -> str:
-    """Path of the browser. Raises MissingExtra, with the command that installs one, where there is none."""
-    for name in NAMES:
-        if path := shutil.which(name):
-            return path
-    raise MissingExtra(f"no browser found (looked for {', '.join(NAMES)} on PATH). Run as root: apt-get install -y chromium")
+class BrowserLost(EnvError):
+    """The browser or one of its tabs has ended, however that came about."""
+
+
+class BrowserHung(EnvError):
+    """A page, or the browser, did not answer before its deadline, as where a script on the page never ends."""
 
 
 def open_page(script: str = "") -> Page:
@@ -104,9 +75,10 @@ def open_page(script: str = "") -> Page:
 class _Reply:
     """An answer that is awaited."""
 
-    __slots__ = ("done", "message")
+    __slots__ = ("done", "message", "session")
 
-    def __init__(self) -> None:
+    def __init__(self, session: str) -> None:
+        self.session = session
         self.done = threading.Event()
         self.message: Mapping[str, Any] | None = None
 
@@ -115,7 +87,7 @@ class Browser:
     """A browser process with an empty profile of its own. Safe to use from many threads."""
 
     def __init__(self) -> None:
-        self.profile = tempfile.mkdtemp(prefix="whet-chromium-")
+        self.profile = profile()
         self.alive = True
         self._ids = itertools.count(1)
         self._replies: dict[int, _Reply] = {}
@@ -125,9 +97,11 @@ class Browser:
         self._open = self._opened = 0
         self._ended = False
         self._owner = os.getpid()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (read where the browser does not start, closed with it)
         try:
-            self._pid, self._from, self._to = _spawn(self.profile)
+            self._pid, self._from, self._to = spawn(self.profile, self._errors.fileno())
         except OSError as error:
+            self._errors.close()
             shutil.rmtree(self.profile, ignore_errors=True)
             raise EnvError(f"the browser {executable()} could not be started: {error}") from error
         self._reader = threading.Thread(target=self._read, daemon=True, name="whet-chromium")
@@ -164,13 +138,14 @@ class Browser:
     def calls(self, commands: Sequence[tuple[str, Mapping[str, Any]]], session: str, timeout: float = ANSWER) -> list[Mapping[str, Any]]:
         """The results of commands that are sent together and carried out in order.
 
-        Raises EnvError where one fails, or where the browser ends or does not answer within `timeout` seconds.
+        Raises BrowserLost where the page or the browser ends, BrowserHung where it does not answer within `timeout` seconds,
+        and EnvError where it refuses one.
         """
         until = time.monotonic() + timeout
         waiting: list[tuple[int, str, _Reply]] = []
         lines = []
         for method, parameters in commands:
-            number, reply = next(self._ids), _Reply()
+            number, reply = next(self._ids), _Reply(session)
             waiting.append((number, method, reply))
             message = {"id": number, "method": method, "params": parameters} | ({"sessionId": session} if session else {})
             lines.append(json.dumps(message).encode() + b"\0")
@@ -186,9 +161,9 @@ class Browser:
 
     def _result(self, method: str, reply: _Reply, until: float, timeout: float) -> Mapping[str, Any]:
         if not reply.done.wait(max(0.0, until - time.monotonic())):
-            raise EnvError(f"the browser did not answer {method} within {timeout:g} s")
+            raise BrowserHung(f"the browser did not answer {method} within {timeout:g} s")
         if reply.message is None:
-            raise EnvError(f"the browser ended before it answered {method}")
+            raise BrowserLost(f"the {'page' if self.alive else 'browser'} ended before it answered {method}")
         if "error" in reply.message:
             raise EnvError(f"the browser refused {method}: {reply.message['error'].get('message')}")
         result: Mapping[str, Any] = reply.message["result"]
@@ -197,12 +172,12 @@ class Browser:
     def _write(self, data: bytes) -> None:
         with self._writing:
             if self._ended:
-                raise EnvError("the browser has ended")
+                raise BrowserLost("the browser has ended")
             try:
                 while data:
                     data = data[os.write(self._to, data) :]
             except OSError as error:
-                raise EnvError(f"the browser has ended: {error}") from error
+                raise BrowserLost(f"the browser has ended: {error}") from error
 
     def _read(self) -> None:
         buffer = b""
@@ -213,8 +188,15 @@ class Browser:
                     self._dispatch(json.loads(message))
         self.alive = False
         with self._lock:
-            replies, self._replies = self._replies, {}
-        for reply in replies.values():
+            sessions = {reply.session for reply in self._replies.values()}
+        for session in sessions:
+            self._abandon(session)
+
+    def _abandon(self, session: str) -> None:
+        """Nobody will answer what was asked in this session; tell those who wait."""
+        with self._lock:
+            replies = [reply for reply in self._replies.values() if reply.session == session]
+        for reply in replies:
             reply.done.set()
 
     def _dispatch(self, message: Mapping[str, Any]) -> None:
@@ -226,14 +208,15 @@ class Browser:
                 reply.done.set()
         elif (page := self._pages.get(message.get("sessionId", ""))) is not None:
             page._heard(message["method"])
+            if not page.alive:
+                self._abandon(message["sessionId"])
 
     def _last_words(self) -> str:
         """What the browser wrote on standard error, without its complaints about a missing desktop bus."""
-        with contextlib.suppress(OSError):
-            lines = Path(self.profile, "stderr").read_text(errors="replace").splitlines()
-            telling = [line for line in lines if line.strip() and "dbus" not in line]
-            return "\n" + "\n".join(telling[-5:]) if telling else ""
-        return ""
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").splitlines()
+        telling = [line for line in lines if line.strip() and "dbus" not in line]
+        return "".join(f"\n{line}" for line in telling[-5:])
 
     def close(self) -> None:
         """End the browser with everything that belongs to it; by force if it does not go at once."""
@@ -244,10 +227,11 @@ class Browser:
             if self._ended:
                 return
             self._ended = True
+            self._errors.close()
             os.close(self._to)  # to the browser, this is the order to end
-        if not _gone(self._pid, EXIT):
+        if not gone(self._pid, EXIT):
             self.kill()
-            _gone(self._pid, EXIT)
+            gone(self._pid, EXIT)
         self._reader.join(EXIT)
         if not self._reader.is_alive():  # else a process of the browser has survived, and the number must not be used again
             os.close(self._from)
@@ -260,13 +244,14 @@ class Browser:
 
 
 class Page:
-    """One tab. Used by one thread at a time; calls raise EnvError where the page or its browser is gone or stuck."""
+    """One tab. Used by one thread at a time; calls raise BrowserLost where it or its browser is gone, BrowserHung where it is stuck."""
 
     def __init__(self, browser: Browser, script: str) -> None:
         self.browser = browser
         self._loaded = threading.Event()
         self._crashed = self._closed = False
-        self._target = str(browser.call("Target.createTarget", url="about:blank")["targetId"])
+        # A window of its own: of the tabs in a window, all but one are shown a frame a second only.
+        self._target = str(browser.call("Target.createTarget", url="about:blank", newWindow=True)["targetId"])
         self._session = str(browser.call("Target.attachToTarget", targetId=self._target, flatten=True)["sessionId"])
         browser._pages[self._session] = self
         self.do(
@@ -287,12 +272,14 @@ class Page:
         if text := result.get("errorText"):
             raise EnvError(f"the browser cannot open {url}: {text}")
         if not self._loaded.wait(timeout) or not self.alive:
-            raise EnvError(f"{url} was not loaded within {timeout:g} s" if self.alive else f"the page ended while it loaded {url}")
+            if self.alive:
+                raise BrowserHung(f"{url} was not loaded within {timeout:g} s")
+            raise BrowserLost(f"the page ended while it loaded {url}")
 
     def do(self, *commands: tuple[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """Results of commands of the DevTools protocol, sent together."""
-        if self._crashed:
-            raise EnvError("the page has crashed")
+        if self._closed or self._crashed:
+            raise BrowserLost("the page is closed" if self._closed else "the page has crashed")
         return self.browser.calls(commands, self._session)
 
     def evaluate(self, expression: str) -> Any:
@@ -328,69 +315,6 @@ def value_of(result: Mapping[str, Any]) -> Any:
         told = thrown.get("exception", {}).get("description") or thrown.get("text")
         raise EnvError(f"a script on the page failed: {told}")
     return result["result"].get("value")
-
-
-def _spawn(profile: str) -> tuple[int, int, int]:
-    """Start a browser: its process id (which is also its group's), the descriptor to read from and the one to write to."""
-    path = executable()
-    command = [path, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
-    environment = {**os.environ, "HOME": profile, "TZ": "UTC", "LANG": "en_US.UTF-8"}
-    for name in ("DBUS_SESSION_BUS_ADDRESS", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "DISPLAY", "WAYLAND_DISPLAY"):
-        environment.pop(name, None)
-    with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
-        (commands, write), (read, answers) = _pipe(), _pipe()
-        for fd in (write, read):
-            ours.callback(os.close, fd)
-        for fd in (commands, answers):
-            theirs.callback(os.close, fd)
-        # posix_spawn, because code between fork and exec is not safe in a process with threads.
-        pid = os.posix_spawn(
-            "/bin/sh",
-            ["sh", "-c", _KEEPER, "sh", profile, *command],
-            environment,
-            file_actions=[
-                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
-                (os.POSIX_SPAWN_OPEN, 2, os.path.join(profile, "stderr"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
-                (os.POSIX_SPAWN_DUP2, commands, 3),
-                (os.POSIX_SPAWN_DUP2, answers, 4),
-            ],
-            setpgroup=0,
-            setsigdef=(signal.SIGINT, signal.SIGTERM, signal.SIGPIPE),
-        )
-        ours.pop_all()
-    return pid, read, write
-
-
-def _pipe() -> tuple[int, int]:
-    """A pipe whose ends are above 9, out of the way of the numbers that the browser wants."""
-    low = os.pipe()
-    try:
-        read, write = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in low)
-    finally:
-        for fd in low:
-            os.close(fd)
-    return read, write
-
-
-def _gone(pid: int, seconds: float) -> bool:
-    """Whether the child has ended within this time; it is then no zombie either."""
-    until = time.monotonic() + seconds
-    while True:
-        try:
-            if os.waitpid(pid, os.WNOHANG)[0]:
-                return True
-        except ChildProcessError:
-            return True
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.01)
-
-
-def browsers() -> Iterator[Browser]:
-    """Those of this process that live."""
-    with _lock:
-        return iter([browser for browser in _browsers if browser.alive and browser._owner == os.getpid()])
 
 
 def _after_fork() -> None:

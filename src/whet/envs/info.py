@@ -29,6 +29,7 @@ _PACKAGES: Mapping[str, tuple[tuple[str, ...], str]] = {
     "openenv": (("websockets",), "pip install 'whet[openenv]'"),
     "reasoning_gym": (("reasoning-gym",), "pip install 'whet[reasoning-gym]'"),
     "scienceworld": (("scienceworld", "py4j"), "pip install 'whet[scienceworld]'"),
+    "tau2": (("loguru", "docstring-parser", "deepdiff", "addict", "toml", "python-dotenv", "pandas"), "pip install 'whet[tau2]'"),
     "textcraft": (("minecraft-data",), "pip install 'whet[textcraft]'"),
     "textworld": (("textworld",), "pip install 'whet[textworld]'"),
     "textworldexpress": (("textworld-express", "py4j"), "pip install 'whet[textworldexpress]'"),
@@ -107,12 +108,14 @@ def _program(name: str) -> str | None:
             "Run as root: apt-get install -y default-jre-headless"
         )
     if name == "miniwob":
-        from whet.envs.chromium import executable
+        from whet.envs.chromium_process import executable
 
         try:
             executable()
         except MissingExtra as error:
             return str(error)
+    if name == "tau2" and not os.environ.get("WHET_TAU2"):
+        return "the environment 'tau2' needs a checkout of tau2-bench: give path=DIR, or set WHET_TAU2=DIR; see docs/environments/tau2.md"
     return None
 
 

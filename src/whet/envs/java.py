@@ -13,10 +13,7 @@ machine dies, all its episodes fail with EnvError, which rollouts count and try 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
-import queue
-import shutil
 import subprocess
 import threading
 import time
@@ -27,135 +24,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from whet.envs.base import Env
+from whet.envs.jvm import JavaRaised, Machine, Static
 from whet.envs.pool import Pool
-from whet.errors import EnvError, MissingExtra
-
-OPTIONS = ("-Xmx1g", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto")
-"""Few threads and little warming up: a machine answers one short question at a time."""
-
-# What py4j logs, with tracebacks, when a machine has died becomes an EnvError here, which says it once.
-logging.getLogger("py4j").setLevel(logging.CRITICAL)
-
-
-class JavaRaised(EnvError):
-    """A Java method raised an exception; the machine goes on."""
-
-
-class Machine:
-    """A running Java virtual machine with py4j's gateway in it, reached over a local port that asks for a secret."""
-
-    def __init__(self, name: str, jar: str, *, options: Sequence[str], alone: bool, start_s: float, answer_s: float) -> None:
-        """Raises EnvError where it is not up after `start_s` seconds, MissingExtra without a Java runtime."""
-        from py4j.java_gateway import GatewayParameters, JavaGateway, find_jar_path
-
-        java = shutil.which("java", path=_paths())
-        if java is None:
-            told = f"the environment {name!r} runs on a Java runtime (8 or later), and there is no program 'java'"
-            raise MissingExtra(f"{told}. Install one, such as: apt-get install default-jre-headless")
-        self.name, self.answer_s = name, answer_s
-        self.users = self.served = 0
-        self.lock = threading.Lock()
-        self.alone, self.turn = alone, threading.RLock()
-        self._classes: dict[str, Any] = {}
-        self._kept: dict[str, list[Any]] = {}
-        self._said: deque[str] = deque(maxlen=8)
-        command = [java, *OPTIONS, *options, "-classpath", os.pathsep.join((find_jar_path(), jar))]
-        # It leaves when its standard input ends, that is with this process, and lives in a session of its own, so that
-        # Ctrl-C reaches only the rollout, which closes it in good order.
-        self.process = subprocess.Popen(
-            [*command, "py4j.GatewayServer", "--die-on-broken-pipe", "--enable-auth", "0"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            cwd=os.path.dirname(jar),
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
-        try:
-            port, secret = self._greeting(start_s)
-            parameters = GatewayParameters(port=port, auth_token=secret, read_timeout=answer_s)
-            self.gateway = JavaGateway(gateway_parameters=parameters)
-        except BaseException:
-            self.kill()
-            raise
-
-    def _greeting(self, seconds: float) -> tuple[int, str]:
-        """Port and secret: two lines that the gateway prints, behind whatever Java has to say first."""
-        lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-        threading.Thread(target=self._listen, args=(lines,), daemon=True, name=f"java-{self.name}").start()
-        until, port = time.monotonic() + seconds, ""
-        while True:
-            try:
-                line = lines.get(timeout=max(0.0, until - time.monotonic())).strip()
-            except queue.Empty:
-                raise EnvError(f"Java for the environment {self.name!r} was not up after {seconds:g} s") from None
-            if not line:
-                raise EnvError(f"Java for the environment {self.name!r} ended at its start. It said: {self.said}")
-            if port:
-                self._said.clear()
-                return int(port), line
-            if line.isdecimal():
-                port = line
-
-    def _listen(self, lines: queue.SimpleQueue[str]) -> None:
-        """Read what Java prints to its end, since a full pipe would stop it; the last lines are kept for messages."""
-        stdout = self.process.stdout
-        assert stdout is not None
-        with contextlib.suppress(ValueError, OSError):  # closed under us
-            for line in stdout:
-                if line.strip():
-                    lines.put(line)
-                    self._said.append(line.strip())
-        lines.put("")
-
-    @property
-    def said(self) -> str:
-        """The last lines that Java printed."""
-        return " / ".join(self._said) or "nothing"
-
-    def alive(self) -> bool:
-        return self.process.poll() is None
-
-    def keep(self, key: str, thing: Any) -> None:
-        """Put a Java object aside for whoever asks for this key next."""
-        with self.lock:
-            self._kept.setdefault(key, []).append(thing)
-
-    def kept(self, key: str) -> Any:
-        """A Java object that was put aside, or None."""
-        with self.lock:
-            things = self._kept.get(key)
-            return things.pop() if things else None
-
-    def cls(self, name: str) -> Any:
-        """The constructor of a Java class, or its companion object where the name ends in `$`."""
-        if name not in self._classes:
-            found: Any = self.gateway.jvm
-            for part in name.split("."):
-                found = getattr(found, part)
-            self._classes[name] = found
-        return self._classes[name]
-
-    def kill(self) -> None:
-        """End it at once; it holds nothing that would have to be saved."""
-        self.process.kill()
-        self.process.wait(10)
-        if hasattr(self, "gateway"):
-            # Else py4j would tell it, from within Python's garbage collection, which of its objects are not needed any more.
-            self.gateway._gateway_client.is_connected = False
-            with contextlib.suppress(Exception):
-                self.gateway.close()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
-
-
-def _paths() -> str:
-    """Where `java` is looked for: JAVA_HOME first."""
-    home = os.environ.get("JAVA_HOME")
-    return os.pathsep.join(([os.path.join(home, "bin")] if home else []) + [os.environ.get("PATH", os.defpath)])
+from whet.errors import EnvError
 
 
 class Server:
@@ -169,6 +40,8 @@ class Server:
         """Whether the object has been made what its key says; whoever does that sets this, and the object is kept for later."""
         self._cls, self._key = cls, key
         self._busy = 0
+        self.values: list[Any] | None = None
+        """Of the machine's static fields, while another server's are in place; None before its first call."""
         self.object: Any = machine.kept(key) if key else None
         if self.object is None:
             self.ready = False
@@ -192,8 +65,9 @@ class Server:
         from py4j.protocol import Py4JError, Py4JJavaError
 
         self._busy += 1
+        began = time.monotonic()
         try:
-            with self.machine.turn if self.machine.alone else contextlib.nullcontext():
+            with self.machine.statics.of(self) if self.machine.statics else contextlib.nullcontext():
                 result = function(*args)
             return list(result) if isinstance(result, (JavaList, JavaArray)) else result
         except Py4JJavaError as error:
@@ -202,13 +76,29 @@ class Server:
             raise JavaRaised(f"Java raised an exception in the environment {self.machine.name!r}: {told}") from None
         except (Py4JError, OSError, AttributeError) as error:
             self.broken = True
-            if self.machine.alive():
-                time.sleep(0.01)  # a machine that was killed a moment ago may not have ended yet
-            pid, code = self.machine.process.pid, self.machine.process.poll()
-            what = f"did not answer within {self.machine.answer_s:g} s" if code is None else f"has died (exit status {code})"
-            raise EnvError(f"the Java process {pid} of the environment {self.machine.name!r} {what}") from error
+            raise EnvError(self._why(error, time.monotonic() - began)) from error
         finally:
             self._busy -= 1
+
+    def _why(self, error: Exception, seconds: float) -> str:
+        """What has become of the machine, in a call that took so many seconds."""
+        hung = seconds >= self.machine.answer_s
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.machine.process.wait(0.01 if hung else 2.0)  # one that was killed a moment ago may not have ended yet
+        pid, code = self.machine.process.pid, self.machine.process.poll()
+        alive = f"did not answer within {self.machine.answer_s:g} s" if hung else f"failed: {error}"
+        what = alive if code is None else f"has died (exit status {code})"
+        return f"the Java process {pid} of the environment {self.machine.name!r} {what}"
+
+    def aside(self, static: Static, method: str, *args: Any) -> Any:
+        """As `call`, with this static field as it was at first while it lasts, so that what the server has there does not change."""
+
+        def ask() -> Any:
+            assert self.machine.statics is not None, "the machine was started without static fields"
+            with self.machine.statics.renewed(static):
+                return getattr(self.object, method)(*args)
+
+        return self.run(ask)
 
     def release(self) -> bool:
         """Let go of the Java object. Whether the machine may be used by others."""
@@ -231,8 +121,9 @@ class Servers:
     """Gives each episode a Java object, in machines that a pool keeps.
 
     `share` servers live in one machine at most, in at most `size` machines. After `recycle` servers a machine takes no
-    further ones, as long as another can be started, and ends with its last. With `alone`, a machine answers one call at a
-    time: for programs that share something between their objects. `options` are Java's own, behind `OPTIONS`.
+    further ones, as long as another can be started, and ends with its last. `statics` are the fields that the program has once
+    for all its objects and that must not be shared; a machine with such answers one call at a time. `options` are Java's own,
+    behind `OPTIONS`.
     """
 
     def __init__(
@@ -244,7 +135,7 @@ class Servers:
         size: int = 4,
         share: int = 64,
         recycle: int = 2000,
-        alone: bool = False,
+        statics: Sequence[Static] = (),
         options: Sequence[str] = (),
         start_s: float = 100.0,
         answer_s: float = 60.0,
@@ -253,7 +144,7 @@ class Servers:
         self._cls = cls
 
         def start() -> Machine:
-            return Machine(name, jar(), options=options, alone=alone, start_s=start_s, answer_s=answer_s)
+            return Machine(name, jar(), options=options, statics=statics, start_s=start_s, answer_s=answer_s)
 
         self.pool = Pool(start, Machine.kill, size=size, alive=Machine.alive, kill=Machine.kill, name=f"java for {name}")
         self._fresh()

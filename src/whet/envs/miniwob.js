@@ -173,7 +173,7 @@
       flush();
       const value = found.options ? `${found.value || "-"} (options: ${found.options.join(" | ")})` : found.value;
       const name = found.name ? ` ${found.name}` : "";
-      lines.push(`[${elements.length}] ${found.role}${name}${value === undefined ? "" : `: ${value}`}`);
+      lines.push(`[${elements.length}] ${found.role}${name}${value === undefined ? "" : `: ${value}`}`.trimEnd());
     };
     // `offered`: an ancestor listens, so that what is drawn can be clicked on. `told`: the text stands in a line already.
     const walk = (element, offered, told) => {
@@ -229,6 +229,11 @@
     const result = state_();
     return result.done ? result : { ...result, ...observe() };
   };
+  // A field in which dragging would mark text or options, and scroll by the browser's own clock for as long as it goes on.
+  const field = (element) => {
+    const marks = ["SELECT", "TEXTAREA", "INPUT"].includes(element.tagName) && element.type !== "range";
+    return marks ? described(element, getComputedStyle(element)).role : "";
+  };
   // Where to press the mouse for an element: a point of it that nothing else covers, if there is one.
   const point = async (number) => {
     const element = elements[number - 1];
@@ -249,10 +254,10 @@
       for (const [u, v] of [[0.5, 0.5], [0.25, 0.5], [0.75, 0.5], [0.5, 0.25], [0.5, 0.75], [0.1, 0.1], [0.9, 0.9], [0.1, 0.9], [0.9, 0.1]]) {
         const x = rect.left + u * rect.width;
         const y = rect.top + v * rect.height;
-        if (inside(x, y)) return { x, y, covered: false };
+        if (inside(x, y)) return { x, y, covered: false, field: field(element) };
       }
     }
-    return { x: box.left + box.width / 2, y: box.top + box.height / 2, covered: true };
+    return { x: box.left + box.width / 2, y: box.top + box.height / 2, covered: true, field: field(element) };
   };
   // Pictures load when they like; an element that is nothing but a picture has no size before.
   const pictures = async () => {

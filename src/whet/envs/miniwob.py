@@ -25,6 +25,7 @@ from typing import Any, Literal, get_args
 
 from whet.envs import chromium
 from whet.envs.base import Action, Env, Step, ToolError
+from whet.envs.chromium_process import executable
 from whet.envs.miniwob_experts import EXPERTS, FIELDS, Element, View
 from whet.envs.pool import Pool
 from whet.errors import ConfigError, EnvError, did_you_mean, missing_extra
@@ -86,26 +87,29 @@ def _pool() -> Pool[chromium.Page]:
 class MiniWoB(Env):
     """Click, type, select and drag on small web pages until the goal is reached; a real browser, text in, tool calls out.
 
-    Options: `task` is a page such as `click-button`, several joined by `+`, or `all`; `max_turns` stands for the page's own
-    time limit, and running out of turns costs what the page takes for it, a reward of -1.
+    Options: `task` is a page such as `click-button`, several joined by `+`, `all`, or `experts`, which are those with a
+    hand-written solution; `max_turns` stands for the page's own time limit, and running out of turns costs what the page takes
+    for it, a reward of -1.
     """
 
     instructions = "Reach the goal on the web page. Elements are named by their numbers."
     max_tokens = 48
     inline = False
+    reset_timeout = 120.0
     step_timeout = 60.0
     max_concurrent = PAGES
 
     def __init__(self, task: str = "click-button", max_turns: int = 20) -> None:
-        chosen = pages() if task == "all" else tuple(part.strip() for part in task.split("+"))
+        sets = {"all": pages(), "experts": tuple(sorted(EXPERTS))}
+        chosen = sets.get(task) or tuple(part.strip() for part in task.split("+"))
         for page in chosen:
             if page in VISUAL:
                 raise ConfigError(f"miniwob's page {page!r} cannot be played as text: it {VISUAL[page]}. Choose another one.")
             if page not in pages():
-                raise ConfigError(f"miniwob has no page {page!r}. {did_you_mean(page, pages())}")
+                raise ConfigError(f"miniwob has no page {page!r}. {did_you_mean(page, (*pages(), *sets))}")
         if max_turns < 1:
             raise ConfigError(f"max_turns is {max_turns}; expected 1 or more")
-        chromium.executable()
+        executable()
         self.max_turns = max_turns  # type: ignore[misc]
         self._chosen = chosen
         self._lease: _Lease | None = None
@@ -223,7 +227,7 @@ class MiniWoB(Env):
             element: what to drag
             onto: where to drop it
         """
-        start, end = self._place(element), self._place(onto)
+        start, end = self._place(element, grab=True), self._place(onto)
         between = [tuple(a + (b - a) * part / 5 for a, b in zip(start, end)) for part in range(1, 6)]
         self._mouse(
             [("mouseMoved", *start), ("mousePressed", *start), *(("mouseMoved", x, y) for x, y in between), ("mouseReleased", *end)]
@@ -270,25 +274,26 @@ class MiniWoB(Env):
             raise EnvError("the environment 'miniwob' was not reset, or is closed")
         return self._lease
 
-    def _place(self, element: int) -> tuple[float, float]:
-        """Where to press the mouse for an element, in pixels from the window's upper left corner."""
+    def _place(self, element: int, grab: bool = False) -> tuple[float, float]:
+        """Where to press the mouse for an element, in pixels from the window's upper left corner; `grab` it to drag it away."""
         found = self._page().evaluate(f"whet.point({element})")
         if found is None:
             raise self._missing(element)
         if found["covered"]:
             raise ToolError(f"element {element} cannot be reached: something else covers it")
+        if grab and found["field"]:
+            raise ToolError(f"element {element} is {_a(found['field'])}; it cannot be dragged")
         return float(found["x"]), float(found["y"])
 
     def _mouse(self, events: Sequence[tuple[str, float, float]]) -> None:
         down = False
-        commands = []
         for kind, x, y in events:
             down = kind == "mousePressed" or (down and kind != "mouseReleased")
             moved = kind == "mouseMoved"
             button = "none" if moved and not down else "left"
             event = {"type": kind, "x": x, "y": y, "button": button, "buttons": int(down), "clickCount": int(not moved)}
-            commands.append(("Input.dispatchMouseEvent", event))
-        self._page().do(*commands)
+            # One at a time: of moves that wait together, the browser keeps as many as it has frames for.
+            self._page().do(("Input.dispatchMouseEvent", event))
 
     def _missing(self, element: int) -> ToolError:
         return ToolError(f"there is no element {element}; the page has 1 to {len(self._view.elements)}")
@@ -333,9 +338,9 @@ class _Lease:
     """A page of the pool for one episode. It goes back when the episode is closed or nobody holds its environment any more."""
 
     def __init__(self, env: MiniWoB) -> None:
-        page = _pool().take(PATIENCE)
-        self._borrowed = _Borrowed(page, [])
-        self.end = weakref.finalize(env, _give_back, self._borrowed)
+        pool = _pool()
+        self._borrowed = _Borrowed(pool.take(PATIENCE), [])
+        self.end = weakref.finalize(env, _give_back, pool, self._borrowed)
 
     def load(self, url: str) -> None:
         self._guard(lambda page: page.load(url))
@@ -355,8 +360,8 @@ class _Lease:
             raise
 
 
-def _give_back(borrowed: _Borrowed) -> None:
-    _pool().give(borrowed.page, broken=bool(borrowed.broken))
+def _give_back(pool: Pool[chromium.Page], borrowed: _Borrowed) -> None:
+    pool.give(borrowed.page, broken=bool(borrowed.broken))
 
 
 def _action(name: str, **arguments: Any) -> Action:

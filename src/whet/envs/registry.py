@@ -37,6 +37,7 @@ from whet.errors import ConfigError, did_you_mean
 _BUNDLED = {
     "babyai": "whet.envs.babyai:BabyAI",
     "bfcl": "whet.envs.bfcl:BFCL",
+    "catalogue": "whet.envs.catalogue:Catalogue",
     "documents": "whet.envs.documents:Documents",
     "gymnasium": "whet.envs.gymnasium:GymEnv",
     "http": "whet.envs.http:HTTP",
@@ -49,6 +50,7 @@ _BUNDLED = {
     "scienceworld": "whet.envs.scienceworld:ScienceWorld",
     "search": "whet.envs.search:Search",
     "sql": "whet.envs.sql:SQL",
+    "tau2": "whet.envs.tau2:Tau2",
     "textcraft": "whet.envs.textcraft:TextCraft",
     "textworld": "whet.envs.textworld:TextWorld",
     "textworldexpress": "whet.envs.textworldexpress:TextWorldExpress",

@@ -11,6 +11,7 @@ import copy
 import random
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 from whet.envs.base import Action, Env, Step
@@ -59,14 +60,15 @@ def calls_in(text: str, env: Env) -> list[ToolCall]:
     return found
 
 
-def shown(turns: Sequence[Turn], env: Env) -> list[ToolCall]:
-    """The calls of the episode that a prompt shows: those of its assistant turns, or else those of its transcript's."""
-    made = [call for turn in turns if turn.trained for call in turn.tool_calls]
-    return made or _called(quoted(asked(turns), "episode") or quoted(asked(turns), "conversation"), env)
+def shown(turns: Sequence[Turn], env: Env) -> list[Action]:
+    """The actions of the episode that a prompt shows: those of its assistant turns, or else those of its transcript."""
+    made = [Action(text=turn.content, tool_calls=turn.tool_calls) for turn in turns if turn.trained]
+    return made or _acted(quoted(asked(turns), "episode") or quoted(asked(turns), "conversation"), env)
 
 
-def _called(text: str, env: Env) -> list[ToolCall]:
-    return [call for turn in read_transcript(text) if turn.trained for call in calls_in(turn.content, env)]
+def _acted(text: str, env: Env) -> list[Action]:
+    said = [turn.content for turn in read_transcript(text) if turn.trained]
+    return [Action(text=content, tool_calls=tuple(calls_in(content, env))) for content in said]
 
 
 def twin(env: E) -> E:
@@ -77,11 +79,11 @@ def twin(env: E) -> E:
     return other
 
 
-def after(env: E, calls: Sequence[ToolCall]) -> tuple[E, list[Step]]:
-    """A twin of an environment at its beginning, after these calls or those up to the end of the episode; and the steps."""
+def after(env: E, actions: Sequence[Action]) -> tuple[E, list[Step]]:
+    """A twin of an environment at its beginning, after these actions or those up to the end of the episode; and the steps."""
     other, steps = twin(env), []
-    for call in calls:
-        step = other.step(Action(tool_calls=(call,)))
+    for action in actions:
+        step = other.step(action)
         assert isinstance(step, Step)
         steps.append(step)
         if step.terminated or step.truncated:
@@ -91,43 +93,89 @@ def after(env: E, calls: Sequence[ToolCall]) -> tuple[E, list[Step]]:
 
 def behind(env: E, turns: Sequence[Turn]) -> tuple[E, list[Step]]:
     """As `after`, for the episode that a prompt shows; in the midst of an episode, as it stands, without its steps."""
-    return (twin(env), []) if caller_of(env).outcomes else after(env, shown(turns, env))
+    begun = bool(caller_of(env).outcomes) or getattr(env, "moves", 0) > 0
+    return (twin(env), []) if begun else after(env, shown(turns, env))
 
 
-def ahead(env: Env, rng: random.Random, n: int = AHEAD) -> list[ToolCall]:
-    """The expert's next calls, at most `n`, each as if those before it had been made."""
-    other, calls = twin(env), list[ToolCall]()
-    while len(calls) < n:
+def ahead(env: Env, rng: random.Random, n: int = AHEAD) -> list[Action]:
+    """The expert's next actions, at most `n`, each as if those before it had been taken."""
+    other, actions = twin(env), list[Action]()
+    while len(actions) < n:
         action = other.expert(rng)
         assert action is not None
-        calls += action.tool_calls
+        actions.append(action)
         step = other.step(action)
         assert isinstance(step, Step)
         if step.terminated:
             break
-    return calls[:n]
+    return actions
 
 
-def speak(env: Env, role: str, turns: Sequence[Turn], rng: random.Random) -> str | None:
+def speak(env: Env, role: str, turns: Sequence[Turn], rng: random.Random) -> str | Action | None:
     """The roles that every world of tools has; None for others.
 
-    sage           a plan: the next calls, each on a line of its own as transcripts write them
-    environment    what comes of the last call shown; `done` or `over` where that ends the episode
+    sage           a plan: the next actions, each on a line of its own as transcripts write calls (what is said, without a call)
+    environment    what comes of the last action shown; `done` or `over` where that ends the episode
+    teacher:WAY    acts as a model does that is prompted in one of the ways of `teach`
     """
+    if role.startswith("teacher:"):
+        return teach(env, role.removeprefix("teacher:"), turns, rng)
     if role == "sage":
-        return "\n".join(line(Turn(role="assistant", tool_calls=(call,))) for call in ahead(behind(env, turns)[0], rng))
+        actions = ahead(behind(env, turns)[0], rng)
+        return "\n".join(line(Turn(role="assistant", tool_calls=a.tool_calls)) if a.tool_calls else a.text for a in actions)
     if role == "environment":
         _, steps = after(env, shown(turns, env))
         if not steps or steps[-1].terminated:
             return "over" if not steps or not steps[-1].success else "done"
-        return "\n".join(turn.content for turn in steps[-1].observation if isinstance(turn, Turn))
+        told = steps[-1].observation
+        return told if isinstance(told, str) else "\n".join(turn.content for turn in told)
     return None
+
+
+ASTRAY = 0.25
+"""How often a teacher that reflects goes astray first."""
+_TRY, _BACK = "try this", "not right,"
+
+
+def teach(env: Env, way: str, turns: Sequence[Turn], rng: random.Random) -> Action | None:
+    """The next action, in the midst of an episode, of a teacher who is prompted in one of FireAct's ways; None for another way.
+
+    react        the expert's
+    cot          the expert's, if it is all that is left to do; otherwise nothing has been looked up, and it is a guess
+    reflexion    the expert's; but from the second turn on sometimes any other that does not end the episode, after which a
+                 reflection stands before the expert's thought
+    """
+    right = env.expert(rng)
+    if right is None or way == "react":
+        return right
+    if way == "cot":
+        return right if _ends(env, right) else _some(env, rng, ending=True)
+    if way != "reflexion":
+        return None
+    acted = [turn for turn in turns if turn.trained]
+    if acted and acted[-1].content == _TRY:
+        return replace(right, text=f"{_BACK} {right.text}")
+    if acted and rng.random() < ASTRAY:
+        return replace(_some(env, rng, ending=False), text=_TRY)
+    return right
+
+
+def _some(env: Env, rng: random.Random, *, ending: bool) -> Action:
+    """An action that ends the episode, or one that does not; without a call where none of that kind is found."""
+    drawn = (env.random_action(rng) for _ in range(200))
+    return next((action for action in drawn if action is not None and _ends(env, action) == ending), Action(text="i do not know"))
+
+
+def _ends(env: Env, action: Action) -> bool:
+    step = twin(env).step(action)
+    assert isinstance(step, Step)
+    return step.terminated
 
 
 def judged(env: E, turns: Sequence[Turn], merit: Callable[[E, list[Step]], Merit]) -> str | None:
     """What a judge answers, in the form that the prompt asks for; None where it asks for none.
 
-    `merit` is of an environment after the calls that are shown. A question for yes or no is about what it names: whether
+    `merit` is of an environment after the actions that are shown. A question for yes or no is about what it names: whether
     everything follows from what was shown, whether the calls were appropriate, and otherwise whether the thing is done.
     """
     text = asked(turns)
@@ -136,7 +184,7 @@ def judged(env: E, turns: Sequence[Turn], merit: Callable[[E, list[Step]], Merit
         return None
     if form is PREFERENCE:
         start = quoted(text, "conversation")
-        a, b = (merit(*after(env, _called(f"{start}\n{quoted(text, side)}", env))).score for side in "AB")
+        a, b = (merit(*after(env, _acted(f"{start}\n{quoted(text, side)}", env))).score for side in "AB")
         return form.write(0.5 + 0.5 * ((a > b) - (a < b)))
     found = merit(*behind(env, turns))
     if form.name == "rating":

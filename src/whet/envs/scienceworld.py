@@ -12,17 +12,16 @@ as long as the step.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import random
 import re
-import threading
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from whet.envs.base import Action, Step
 from whet.envs.command import command
-from whet.envs.java import JavaEnv, JavaRaised, Server, Servers
+from whet.envs.java import JavaEnv, Server, Servers
+from whet.envs.jvm import Static
 from whet.errors import ConfigError, EnvError, did_you_mean, missing_extra
 from whet.types import Split, Task
 
@@ -67,9 +66,19 @@ VARIATIONS: Mapping[str, int] = {
 """Task -> how many variations it has, in the order of the paper's table."""
 SIMPLIFICATIONS = ("easy", "noElectricalAction", "openContainers", "openDoors", "selfWateringFlowerPots", "teleportAction")
 _ELECTRICAL = ("power-component", "conductivity")
+_PLANNING_S = 500.0
+"""Seconds that an expert may wait until the planner is free."""
 _UNDO = {"open": "close", "close": "open", "activate": "deactivate", "deactivate": "activate"}
+_PROCESSOR = "main.scala.scienceworld.runtime.SimplifierProcessor$"
+_GENERATOR = Static("scala.util.Random$", "self", "java.util.Random")
+_STATICS = (
+    _GENERATOR,
+    Static("util.UniqueIdentifier$", "count", 0),
+    Static(_PROCESSOR, "simplifications", "scala.collection.mutable.ArrayBuffer"),
+)
+"""What the program has once for all its worlds: the generator that is seeded when a world is made and that bees, wandering animals
+and inheritance go on drawing from; the counter of objects, which a new world sets back to 0; the simplifications in force."""
 _golds: dict[tuple[str, int, str], list[str]] = {}
-_golds_lock = threading.Lock()
 
 
 def variations(task: str, split: Split) -> range:
@@ -82,13 +91,24 @@ def variations(task: str, split: Split) -> range:
     }[split]
 
 
+def _servers(**options: Any) -> Servers:
+    """Worlds in Java machines.
+
+    A constant hash makes Java's sets list their elements in the order in which they came; else the order of what is seen in a
+    room would change from one process to the next.
+    """
+    java = ("-Xmx2g", "-XX:TieredStopAtLevel=4", "-XX:+UnlockExperimentalVMOptions", "-XX:hashCode=2")
+    world = "scienceworld.runtime.pythonapi.PythonInterface"
+    return Servers("scienceworld", world, lambda: str(JAR_PATH), statics=_STATICS, options=java, **options)
+
+
 class ScienceWorld(JavaEnv):
     """Do an experiment in a simulated house: boil, measure, build circuits, grow plants, find animals, mix paint.
 
     Options: `tasks` is `all`, or names or numbers of the thirty, such as `boil`, `1-1` or `4-1 4-2`; `simplifications` are
     the package's, such as `easy` or `openDoors teleportAction`; `limit` is how many moves of the simulation may pass before
-    an episode is truncated (looking is free, waiting is ten), `max_turns` how many turns; `reward` is `score`, by which an
-    episode's rewards add up to the package's score over 100, which a wrong focus sets to -1, or `success`.
+    an episode is truncated (looking is free, `wait1` is two moves, `wait` eleven), `max_turns` how many turns; `reward` is
+    `score`, by which an episode's rewards add up to the package's score over 100, which a wrong focus sets to -1, or `success`.
     """
 
     instructions = (
@@ -100,24 +120,16 @@ class ScienceWorld(JavaEnv):
     max_tokens = 32
     inline = False
     max_concurrent = 64
-    # A constant hash makes Java's sets list their elements in the order in which they came; else the order of what is seen in
-    # a room would change from one process to the next. Numbers of objects are drawn from a counter that all episodes share.
-    servers = Servers(
-        "scienceworld",
-        "scienceworld.runtime.pythonapi.PythonInterface",
-        lambda: str(JAR_PATH),
-        share=16,
-        recycle=500,
-        alone=True,
-        options=("-Xmx2g", "-XX:TieredStopAtLevel=4", "-XX:+UnlockExperimentalVMOptions", "-XX:hashCode=2"),
-    )
+    servers = _servers(share=16, recycle=500)
+    planners: ClassVar[Servers] = _servers(size=1, share=1, recycle=100, answer_s=600.0)
+    """Where the expert makes and tries its plans, some of which take half a minute, without anybody waiting who only plays."""
 
     def __init__(
         self,
         tasks: str = "all",
         simplifications: str = "",
-        limit: int = 100,
-        max_turns: int = 200,
+        limit: int = 300,
+        max_turns: int = 300,
         reward: Literal["score", "success"] = "score",
     ) -> None:
         self._tasks = _chosen(tasks)
@@ -152,10 +164,10 @@ class ScienceWorld(JavaEnv):
         ]
 
     def reset(self, task: Task) -> str:
-        server = self._begin()
-        self._task, self._variation = str(task.data["task"]), int(task.data["variation"])
         if (asked := task.data.get("simplifications", "")) != self._simplifications:
             raise EnvError(f"task {task.id!r} has the simplifications {asked!r}, but this environment {self._simplifications!r}")
+        server = self._begin()
+        self._task, self._variation = str(task.data["task"]), int(task.data["variation"])
         self._taken: list[str] = []
         self._plan, self._hopeless, self._over, self._score = (), False, False, 0.0
         self._load(server)
@@ -170,17 +182,16 @@ class ScienceWorld(JavaEnv):
         if self._over:
             raise EnvError("the episode of 'ScienceWorld' is over; one object is one episode, so make another one")
         server, done, before = self._running(), command(action), self._score
-        seen = _tidy(server.call("step", done))
+        seen, score, moves, completed = server.run(_moved, server.object, done)
         self._taken.append(done)
-        self._score = float(server.call("getScore"))
-        moves = int(server.call("getNumMoves"))
-        ended = bool(server.call("getCompleted")) or self._score < 0
+        self._score = float(score)
+        ended = bool(completed) or self._score < 0
         success = ended and self._score >= 1.0
         truncated = not ended and moves > self._limit
         self._over = ended or truncated
         reason = {"reason": "success" if success else "failure" if ended else "limit"} if self._over else {}
         return Step(
-            observation=seen,
+            observation=_tidy(seen),
             reward=self._score - before if self._by_score else float(success),
             terminated=ended,
             truncated=truncated,
@@ -190,20 +201,24 @@ class ScienceWorld(JavaEnv):
 
     def random_action(self, rng: random.Random) -> Action:
         """One of the valid actions, which the package finds by trying; that takes as long as many steps."""
-        return Action(text=rng.choice(sorted(self._running().call("getValidActionObjectCombinations"))))
+        return Action(text=rng.choice(sorted(self._running().aside(_GENERATOR, "getValidActionObjectCombinations"))))
 
     def expert(self, rng: random.Random) -> Action | None:
-        """The package's gold path, made when it is first asked for, in about a second.
+        """The package's gold path, made when it is first asked for, in a second or two; of plants that are crossed, in twenty.
 
         Where something else was done in between, the rest of the path, behind undoing it if that is needed; None once no
-        such way succeeds, which is tried in a world of its own first. The package draws some paths without a seed.
+        such way succeeds, which is tried in a world of its own first.
         """
         done = len(self._taken)
         if not self._hopeless and (list(self._plan[:done]) != self._taken or len(self._plan) <= done):
-            server = self._running().beside()
-            self._plan = self._way(server)
+            self._running()
+            server = self.planners.take(_PLANNING_S, "planner")
+            server.ready = True
+            try:
+                self._plan = self._way(server)
+            finally:
+                self.planners.give(server)
             self._hopeless = len(self._plan) <= done
-            server.release()
         return Action(text=self._plan[done]) if len(self._plan) > done and not self._hopeless else None
 
     def _way(self, server: Server) -> list[str]:
@@ -233,9 +248,8 @@ class ScienceWorld(JavaEnv):
         key = (self._task, self._variation, self._simplifications)
         if key not in _golds:
             self._load(server, gold=True)
-            with _golds_lock, contextlib.suppress(JavaRaised):
-                _golds[key] = server.call("getGoldActionSequence")
-        return _golds.get(key, [])
+            _golds[key] = server.call("getGoldActionSequence")
+        return _golds[key]
 
     def _wins(self, server: Server, plan: Sequence[str]) -> bool:
         self._load(server)
@@ -258,6 +272,11 @@ def _chosen(tasks: str) -> list[str]:
             )
     names = {ID2TASK.get(name, name) for name in wanted}
     return [name for name in VARIATIONS if name in names]
+
+
+def _moved(world: Any, action: str) -> tuple[str, float, int, bool]:
+    """What is seen after an action, with the score, the number of moves, and whether the task is over."""
+    return world.step(action), world.getScore(), world.getNumMoves(), world.getCompleted()
 
 
 def _room(server: Server) -> str:

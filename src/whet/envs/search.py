@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from whet.envs import roles
 from whet.envs.base import Action, Env, Step, ToolError
 from whet.envs.search_given import documents, written
 from whet.envs.search_roles import speak
@@ -214,8 +215,8 @@ class Search(Env):
         return call_of("", "search", query=person) if search else call_of("", "answer", text=person)
 
     def role(self, role: str, turns: tuple[Turn, ...], rng: random.Random) -> str | Action | None:
-        """Judges, and debates and edits responses, going by the pages in what it is shown (`search_roles`)."""
-        return speak(self, role, turns, rng)
+        """Judges, debates and edits responses by the pages in what it is shown (`search_roles`), and teaches (`roles.teach`)."""
+        return speak(self, role, turns, rng) or roles.speak(self, role, turns, rng)
 
     def reflect(self, turns: tuple[Turn, ...]) -> str | None:
         """What the pages in the log already tell about the question, as a plan for the next attempt.

@@ -22,7 +22,8 @@ from typing import Any, Literal
 
 from whet.envs.base import Action, Step
 from whet.envs.command import command
-from whet.envs.java import JavaEnv, JavaRaised, Server, Servers
+from whet.envs.java import JavaEnv, Server, Servers
+from whet.envs.jvm import JavaRaised
 from whet.errors import ConfigError, EnvError, did_you_mean, missing_extra
 from whet.types import Split, Task
 
@@ -68,7 +69,8 @@ class TextWorldExpress(JavaEnv):
     Options: `game`; the game's own parameters, under the names that the package gives them (those of another game are
     refused); `actions` lists the valid actions in every observation; `text` is `full` for the package's own descriptions or
     `short` for the same things in fewer words; `reward` is `score`, by which an episode's rewards add up to the game's
-    score from 0 to 1, or `success`, which pays 1 for success alone; `max_turns` truncates.
+    score of at most 1 (-1 for failure in arithmetic, sorting, peckingorder and simonsays), or `success`, which pays 1 for
+    success alone; `max_turns` truncates.
     """
 
     instructions = "Play the game. Answer with one action."
@@ -292,6 +294,8 @@ class _Planner:
     def _behind(self, actions: Sequence[str]) -> _Game:
         game = self._new_game()
         for action in actions:
+            if game.over:  # a lost game would go on, and may be won later
+                break
             game.step(action)
         return game
 

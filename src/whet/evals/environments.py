@@ -12,6 +12,7 @@ from typing import Any
 
 from whet.agents import Agent
 from whet.envs.base import Env, EnvFactory
+from whet.envs.mixture import Mixture
 from whet.envs.registry import load_env
 from whet.errors import ConfigError, EnvError, PolicyError
 from whet.evals.evaluation import evaluate
@@ -42,6 +43,9 @@ def measure(spec: str, *, n: int = 100, timed: int = 20, seed: int = 0) -> dict[
 
 def count(env: EnvFactory, split: Split) -> int | None:
     """How many tasks a split has; None for no end, and 0 where the environment refuses to list any."""
+    if isinstance(env, Mixture):  # which would number all tasks before a late one
+        sizes = [count(part, split) for part in env.parts]
+        return None if None in sizes else sum(size for size in sizes if size is not None)
     try:
         if env.tasks(split, 1, ENDLESS):
             return None

@@ -9,27 +9,29 @@ from whet.errors import missing_extra
 
 if TYPE_CHECKING:
     from whet.learn.credit import group_advantages, leave_one_out_advantages
-    from whet.learn.learner import Learner, Lora
+    from whet.learn.learner import Learner
+    from whet.learn.lora import Lora
     from whet.learn.losses import Loss, dpo, mito, nll, policy_gradient
-    from whet.learn.reference import mean_nll, with_divergences, with_reference
+    from whet.learn.reference import with_divergences, with_reference
     from whet.learn.several import Learners
-    from whet.learn.training import optimise
+    from whet.learn.training import learner_for, mean_nll, optimise
 
 _HOME = {
     "group_advantages": "credit",
     "leave_one_out_advantages": "credit",
     "Learner": "learner",
     "Learners": "several",
-    "Lora": "learner",
+    "Lora": "lora",
     "with_divergences": "reference",
     "with_reference": "reference",
     "Loss": "losses",
     "dpo": "losses",
-    "mean_nll": "reference",
     "mito": "losses",
     "nll": "losses",
     "policy_gradient": "losses",
     "optimise": "training",
+    "learner_for": "training",
+    "mean_nll": "training",
 }
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "Loss",
     "dpo",
     "group_advantages",
+    "learner_for",
     "leave_one_out_advantages",
     "mean_nll",
     "mito",

@@ -14,39 +14,28 @@ import math
 import pickle
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from whet.data.packing import Pack, Unit, pack_rows
-from whet.errors import CheckpointError, ConfigError, did_you_mean, missing_extra
+from whet.errors import CheckpointError, ConfigError, did_you_mean
+from whet.learn.adapters import adapt, merged
 from whet.learn.forward import Scorer
+from whet.learn.lora import Lora
 from whet.learn.losses import Loss, Tokens, Totals
 from whet.learn.reference import flatten, scores
 from whet.policies.local import LocalPolicy, own_tensors
 from whet.runs.files import write_directory
-from whet.seeding import derive_seed
 from whet.types import Example, Pair
 
 Schedule = Literal["constant", "linear", "cosine"]
 _STATE_FILE = "learner.pt"
 _STATE_VERSION = 1
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lora:
-    """Low-rank adapters (arXiv 2106.09685) on the linear layers that `targets` names, trained in place of the weights."""
-
-    rank: int = 16
-    alpha: float = 32.0
-    """Updates are scaled by alpha / rank."""
-    targets: str | tuple[str, ...] = "all-linear"
-    """Module names such as ("q_proj", "v_proj"); "all-linear" takes all but the output layer."""
 
 
 class Learner:
@@ -91,12 +80,13 @@ class Learner:
         """Steps refused because a gradient was not finite."""
         self._restarts = 0
         self._check(autocast)
-        self._base = policy.version
+        self._origin = policy.version + (f"/{lora.quantize}" if lora and lora.quantize else "")
+        self._base = self._origin
         self._has_gradient = False
         module = policy.module()
         if lora is None:
             module = module.float().requires_grad_(True)
-        self._peft = _adapt(module, lora, policy.version) if lora else None
+        self._peft = adapt(module, lora, policy.version) if lora else None
         self._module = module
         self._scorer = Scorer(module, autocast=autocast)
         self._trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
@@ -180,11 +170,7 @@ class Learner:
     def _weights(self) -> dict[str, Tensor]:
         if self._peft is None:
             return own_tensors(self._module)
-        weights = {n.replace(".base_layer.", "."): w for n, w in own_tensors(self._module).items() if ".lora_" not in n}
-        for name, layer in self._module.named_modules():
-            if hasattr(layer, "get_delta_weight"):
-                weights[f"{name}.weight"] = weights[f"{name}.weight"] + layer.get_delta_weight("default").detach()
-        return weights
+        return merged(self._module)
 
     def restart(self, policy: LocalPolicy, *, lr: float | None = None) -> None:
         """Go on from the weights of `policy` with a fresh optimiser and schedule, as methods do that train anew in each round.
@@ -238,7 +224,7 @@ class Learner:
             dataclasses.replace(self.policy, weights=self._weights(), version=self.version).save(directory)
         state = {
             "state_version": _STATE_VERSION,
-            "policy": self.policy.version,
+            "policy": self._origin,
             "base": self._base,
             "n_steps": self.n_steps,
             "n_skipped": self.n_skipped,
@@ -261,8 +247,8 @@ class Learner:
                 raise ValueError(f"it is of version {state['state_version']}; this is {_STATE_VERSION}")
             if (state["adapter"] is None) != (self._peft is None):
                 raise ValueError(f"it was saved {'without' if self._peft else 'with'} lora")
-            if self._peft is not None and state["policy"] != self.policy.version:
-                raise ValueError(f"its adapter belongs to the weights {state['policy']!r}, not {self.policy.version!r}")
+            if self._peft is not None and state["policy"] != self._origin:
+                raise ValueError(f"its adapter belongs to the weights {state['policy']!r}, not {self._origin!r}")
             saved = state["adapter"] or dict(LocalPolicy.load(path, device=self._scorer.device).weights)
             self._take(saved)
             self._optimizer.load_state_dict(state["optimizer"])
@@ -289,21 +275,6 @@ def schedule_factor(step: int, schedule: Schedule, warmup_steps: int, total_step
         return 1.0
     progress = min(1.0, (step - warmup_steps) / (cast(int, total_steps) - warmup_steps))
     return 1.0 - progress if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
-
-
-def _adapt(module: Any, lora: Lora, version: str) -> Any:
-    """Injects adapters into the module and returns peft's wrapper around it; their first values follow from `version`."""
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise missing_extra("peft", "train", "Lora") from error
-    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed("lora", version))
-        try:
-            return get_peft_model(module, LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0))
-        except ValueError as error:
-            raise ConfigError(f"{lora} does not fit {type(module).__name__}: {error}") from error
 
 
 def _unfold(rows: Sequence[Example] | Sequence[Pair], loss: Loss) -> tuple[list[Example], list[Unit]]:

@@ -35,12 +35,6 @@ def with_reference(rows: Sequence[RowT], policy: LocalPolicy, *, max_pack_tokens
     return cast(list[RowT], found)
 
 
-def mean_nll(rows: Sequence[Example], policy: LocalPolicy) -> np.ndarray:
-    """Of each row the mean negative log-likelihood of its masked-in tokens under `policy`, float64 [rows]; its exp is a perplexity."""
-    scored = with_reference(rows, policy)
-    return np.array([-float(np.mean(row.reference[row.mask], dtype=np.float64)) for row in scored if row.reference is not None])
-
-
 def with_divergences(pairs: Sequence[Pair], policy: LocalPolicy, *, max_pack_tokens: int = 8192) -> list[Pair]:
     """The pairs with `reference` filled in for a loss of divergences: those of `policy`, which stays frozen, between its two rows.
 

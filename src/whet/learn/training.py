@@ -1,15 +1,44 @@
-"""The loop that most methods end in: an optimiser step for each batch."""
+"""The loop that most methods end in: an optimiser step for each batch; and what fine-tuning systems share around it."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
+import numpy as np
+
+from whet import learn
 from whet.learn.learner import Learner
+from whet.learn.lora import Lora
 from whet.learn.losses import Loss
+from whet.learn.reference import with_reference
+from whet.policies.local import LocalPolicy
 from whet.types import Example, Pair
 
 _SUMMED = frozenset({"rows", "tokens", "computed", "skipped"})
+
+
+class FineTuning(Protocol):
+    """What `learner_for` reads of a method's config."""
+
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def warmup(self) -> float:
+        """Share of the steps in which the learning rate rises."""
+        ...
+
+    @property
+    def lora(self) -> Lora | None: ...
+
+
+def learner_for(policy: Any, cfg: FineTuning, per_epoch: int) -> Learner:
+    """A learner for `cfg.epochs` epochs of `per_epoch` steps: a warm-up, then a cosine to zero. Raises ConfigError as Learner does."""
+    total = cfg.epochs * per_epoch
+    return learn.Learner(policy, lr=cfg.lr, schedule="cosine", warmup_steps=int(cfg.warmup * total), total_steps=total, lora=cfg.lora)
 
 
 def optimise(learner: Learner, batches: Iterable[Sequence[Example] | Sequence[Pair]], loss: Loss) -> dict[str, float]:
@@ -26,3 +55,9 @@ def optimise(learner: Learner, batches: Iterable[Sequence[Example] | Sequence[Pa
         for name, value in last.items():
             sums[name] += value
     return {name: total if name in _SUMMED else last[name] if name == "lr" else total / n for name, total in sums.items()}
+
+
+def mean_nll(rows: Sequence[Example], policy: LocalPolicy) -> np.ndarray:
+    """Of each row the mean negative log-likelihood of its masked-in tokens under `policy`, float64 [rows]."""
+    scored = with_reference(rows, policy)
+    return np.array([-float(np.mean(row.reference[row.mask], dtype=np.float64)) for row in scored if row.reference is not None])

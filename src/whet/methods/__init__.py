@@ -15,8 +15,10 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from whet.errors import ConfigError, did_you_mean
+from whet.policies import Policy, load_policy
 
 if TYPE_CHECKING:
+    from whet.agents import Agent
     from whet.runs import Run
 
 
@@ -51,12 +53,17 @@ class Method:
     paper: str
     """Such as `arXiv:2402.03300`; several are separated by commas."""
     needs: tuple[str, ...]
-    """Of `train`, `dev`, `experts`: what must not be empty in its data."""
+    """Of `train`, `dev`, `experts`, `general`: what must not be empty in its data."""
     config: type
     """The frozen dataclass of its options, with the paper's values."""
     function: Callable[..., Any]
     """`function(agent, data, *, env, run, cfg) -> Agent`"""
     parts: Parts = Parts()
+
+
+def player(spec: str, agent: Agent[Any]) -> Policy:
+    """Who plays a role: the agent's own policy for `self`, else what `load_policy` finds under the name."""
+    return agent.policy if spec == "self" else load_policy(spec)
 
 
 def note_roles(run: Run, **played: Any) -> None:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from whet import learn
 from whet.agents import Agent
 from whet.config import at_least
-from whet.data import batches, to_examples
+from whet.data import batches, rows_of
 from whet.envs.base import EnvFactory
+from whet.learn.lora import Lora
 from whet.methods import Parts
 from whet.types import Data
 
@@ -32,6 +33,8 @@ class SFTConfig:
     batch_size: int = 64
     warmup: float = 0.03
     """Share of the steps; then a cosine to zero."""
+    lora: Lora | None = None
+    """Adapters in place of the weights, once a part is set, such as lora.rank=8."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "epochs", "batch_size")
@@ -41,10 +44,8 @@ class SFTConfig:
 def sft(agent: Agent[Any], data: Data, *, env: EnvFactory, run: Run, cfg: SFTConfig = SFTConfig()) -> Agent[Any]:
     """The agent with a policy that imitates `data.experts`."""
     data.require(*NEEDS, by="sft")
-    rows = [row for episode in data.experts for row in to_examples(episode, agent.policy, tools=env.of(episode.task).tools)]
-    per_epoch = -(-len(rows) // cfg.batch_size)
-    total = cfg.epochs * per_epoch
-    learner = learn.Learner(agent.policy, lr=cfg.lr, schedule="cosine", warmup_steps=int(cfg.warmup * total), total_steps=total)
+    rows = rows_of(data.experts, agent.policy, env)
+    learner = learn.learner_for(agent.policy, cfg, per_epoch=-(-len(rows) // cfg.batch_size))
     for epoch in run.steps(cfg.epochs, learner, name="sft"):
         run.log(epoch, **learn.optimise(learner, batches(rows, cfg.batch_size, seed=run.seed("sft", epoch)), learn.nll()))
     return agent.replace(policy=learner.sample())

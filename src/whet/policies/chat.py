@@ -8,6 +8,7 @@ assistant turn is found by rendering a stand-in conversation and cutting behind 
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -49,7 +50,8 @@ class ChatFormat:
                 "Use a chat model, or put a chat_template.jinja beside the tokenizer."
             )
         self.tokenizer = tokenizer
-        self._encode = functools.lru_cache(maxsize=50_000)(self._encode_now)
+        self._marks = _marks(tokenizer)
+        self._piece = functools.lru_cache(maxsize=50_000)(self._encode_now)
         self._open = functools.lru_cache(maxsize=20_000)(self._open_now)
         self._openings: dict[Any, _Frame] = {}
         self._frame = functools.cache(self._frame_now)
@@ -128,7 +130,18 @@ class ChatFormat:
         text = self.tokenizer.decode(kept, skip_special_tokens=False)
         return read_calls(text)
 
+    def _encode(self, text: str) -> tuple[int, ...]:
+        """Token ids of a text. Most of what a template writes around a content is in the cache, so little is tokenised anew."""
+        if self._marks is None:
+            return self._piece(text)
+        cuts = [0, *(mark.start() for mark in self._marks.finditer(text)), len(text)]
+        return tuple(itertools.chain.from_iterable(self._piece(text[begin:end]) for begin, end in itertools.pairwise(cuts)))
+
     def _encode_now(self, text: str) -> tuple[int, ...]:
+        if self._marks is not None:
+            backend = self.tokenizer.backend_tokenizer
+            if backend.truncation is None and backend.padding is None:  # others may have used it, with either
+                return tuple(backend.encode(text, add_special_tokens=False).ids)
         return tuple(self.tokenizer.encode(text, add_special_tokens=False, verbose=False))  # whether it fits is asked later
 
     def _render(self, messages: list[dict[str, Any]], tools: Sequence[Tool], *, prompt: bool) -> str:
@@ -152,6 +165,20 @@ class ChatFormat:
         text = self._after_stand_in((Turn(role=role, name=name, content="\u241e"),))
         before, _, after = text.partition("\u241e")
         return before, after
+
+
+def _marks(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
+    """Finds the places where a text can be cut without a change of its tokens: the beginnings of added tokens such as `<|im_start|>`.
+
+    A Hugging Face tokenizer looks for those first, and does everything else in the pieces between them. None where a cut might
+    show: tokenizers written in Python, and added tokens that take space before them along or want no letters beside them.
+    """
+    if not tokenizer.is_fast or tokenizer.backend_tokenizer.encode_special_tokens:
+        return None
+    added = [token for token in tokenizer.added_tokens_decoder.values() if not token.normalized]
+    if not added or any(token.lstrip or token.single_word for token in added):
+        return None
+    return re.compile("|".join(re.escape(token.content) for token in sorted(added, key=lambda token: -len(token.content))))
 
 
 def read_calls(text: str) -> tuple[str, tuple[ToolCall, ...]]:

@@ -47,8 +47,11 @@ class LocalPolicy:
     version: str = ""
     """Names the weights; a hash of them unless a name was given."""
     generation_config: Any = None
-    max_sessions: int = field(default=256, kw_only=True)
-    """Conversations that the engine keeps in its cache at once; more are evicted and recomputed."""
+    max_sessions: int = field(default=1024, kw_only=True)
+    """Conversations that the engine keeps in its cache at once, if its memory holds them; of more, idle ones are computed again.
+
+    A conversation waits there while its tools work, so this should not be less than the episodes in flight.
+    """
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weights", MappingProxyType(dict(self.weights)))

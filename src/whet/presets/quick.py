@@ -42,6 +42,26 @@ QUICK: dict[str, dict[str, Any]] = {
     },
     "reflexion": {"env": "search:hops=1-2", "train_tasks": 64, "trials": 3, "reflector": "environment"},
     "coevol": {"env": "search:hops=1-3", "train_tasks": 64, "window": 8, "epochs": 4, "lr": 5e-4, "batch_size": 8},
+    "agent_tuning": {"env": "search:hops=1-3", "train_tasks": 32, "epochs": 4, "lr": 5e-4, "batch_size": 8},
+    "agent_ohana": {
+        "env": "search:hops=1-3 + workshop:depth=1",
+        "train_tasks": 64,
+        "sources": ("expert", "expert@0.7", "self"),
+        "samples": (1, 2, 1),
+        "epochs": 4,
+        "lr": 5e-3,
+        "batch_size": 8,
+    },
+    "fireact": {"env": "search:hops=1-3 + search:hops=1-2,given=6", "train_tasks": 64, "epochs": 6, "lr": 5e-3, "batch_size": 8},
+    "nat": {
+        "env": "search:hops=1-3",
+        "train_tasks": 48,
+        "teachers": ("expert", "expert@0.2"),
+        "temperatures": (1.0,),
+        "epochs": 8,
+        "lr": 1e-3,
+        "batch_size": 8,
+    },
 }
 """Method -> the environment it is shown on, sizes of the data, and its options."""
 SIZES = {"train_tasks": 128, "dev_tasks": 32, "test_tasks": 64, "expert_episodes": 32}

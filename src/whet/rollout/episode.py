@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import inspect
 import itertools
@@ -317,7 +318,7 @@ class _Attempt:
         finally:
             self.setting.gate.busy += 1
         self.setting.answered.add("turn")
-        self.cost += replace(turn.cost, seconds=0.0)
+        self.cost += replace(turn.cost, seconds=0.0) if turn.cost.seconds else turn.cost
         return turn
 
     async def _step(self, env: Env, turn: Turn) -> tuple[Turn, ...]:
@@ -394,6 +395,8 @@ class _Attempt:
             "prompt": hashlib.blake2b(repr(told).encode(), digest_size=4).hexdigest(),
             "info": dict(self._last.info) if self._last is not None else {},
         }
+        if self._tools:
+            tags["schemas"] = _schemas(self._tools)
         if self.setting.tag:
             tags["tag"] = self.setting.tag
         if self._env is not None and (outcomes := caller_of(self._env).outcomes):
@@ -401,6 +404,12 @@ class _Attempt:
         if prefix is not None:
             tags["fork"] = {"episode": prefix.origin, "actions": prefix.actions}
         return tags
+
+
+@functools.lru_cache(maxsize=1000)
+def _schemas(tools: tuple[Tool, ...]) -> list[dict[str, Any]]:
+    """What the prompt said of the tools. Episodes share it, and nobody changes it."""
+    return [tool.schema() for tool in tools]
 
 
 def _only_waits(env: Env, action: Action) -> bool:

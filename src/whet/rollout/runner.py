@@ -18,6 +18,7 @@ from whet.policies.gate import current_gate
 from whet.policies.loop import run_sync
 from whet.rollout.calls import Calls, WaveGate
 from whet.rollout.episode import Failure, Job, Setting, play
+from whet.rollout.garbage import rare_collections
 from whet.rollout.limits import Limits
 from whet.rollout.progress import ProgressBar
 from whet.rollout.replay import Prefixes, align
@@ -196,7 +197,7 @@ class _Rollout:
         finally:
             current_gate.reset(token)
         try:
-            with self._progress:
+            with self._progress, rare_collections():
                 done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
                 for task in tasks:
                     if task in done:

@@ -243,8 +243,12 @@ class Run:
 
     # -- steps and resuming ------------------------------------------------------------------------------------------
 
-    def steps(self, n: int, state: Saveable | None = None, *, name: str = "step", every: int | None = None) -> Iterator[int]:
+    def steps(
+        self, n: int, state: Saveable | None = None, *, name: str = "step", every: int | None = None, practice: bool = True
+    ) -> Iterator[int]:
         """The numbers of the steps still to do, out of `range(n)`; ends early when the budget is spent.
+
+        With `practice=False` it does not: these steps take no episodes, but learn from what there is.
 
         Of a resumed run, `state` (a learner, or a `JsonState`) is restored first, and committed steps are left out. A step
         is finished when the next is asked for; it is then committed, with a checkpoint of `state`: every `every` steps,
@@ -271,7 +275,7 @@ class Run:
         done = phase.done
         try:
             for step in range(phase.done, n):
-                if self.spent:
+                if practice and self.spent:
                     break
                 began = time.monotonic()
                 yield step

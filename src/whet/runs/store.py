@@ -1,4 +1,8 @@
-"""The episodes of a run in SQLite (write-ahead log, so that a reader never waits for the writer), as compressed JSON."""
+"""Episodes in SQLite (write-ahead log, so that a reader never waits for the writer), as compressed JSON.
+
+A run keeps its episodes so, and so does `whet data`, which adds what must be as safe as the episodes: notes (how far a file
+was imported) and what filters dropped.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,13 @@ import contextlib
 import sqlite3
 import threading
 import zlib
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from whet.errors import CheckpointError
-from whet.runs.codec import decode, encode
+from whet.errors import CheckpointError, ConfigError
+from whet.runs.codec import decode, encode, to_json
 from whet.runs.files import writing
 from whet.types import SCHEMA_VERSION, Episode
 
@@ -27,6 +32,7 @@ create table if not exists episodes (
     data blob not null
 );
 create index if not exists episodes_by_tag on episodes (tag, row);
+create table if not exists drops (audit integer not null, filter integer not null, episode text not null, reason text not null);
 """
 _PAGE = 256
 
@@ -39,6 +45,14 @@ class TagSummary(NamedTuple):
     errors: int
     success: float | None
     reward: float | None
+
+
+class Note(NamedTuple):
+    """A value to be written under a key, in one transaction with episodes, if it still was `before` (None: if there was none)."""
+
+    key: str
+    before: str | None
+    after: str
 
 
 class EpisodeStore:
@@ -80,10 +94,33 @@ class EpisodeStore:
 
     def save(self, episodes: Iterable[Episode], tag: str) -> None:
         """Add episodes: all of them or, on StorageError, none."""
-        rows = [(tag, e.task.id, e.reward, e.success, e.stop.value, _pack(e)) for e in episodes]
+        self.add([(tag, episode) for episode in episodes])
+
+    def add(self, tagged: Iterable[tuple[str, Episode]], note: Note | None = None) -> None:
+        """Add episodes, each under its tag, and write a note: everything or nothing.
+
+        Raises StorageError where it cannot be written; ConfigError where the note is not what it was, because another process
+        has written it.
+        """
+        rows = [(tag, e.task.id, e.reward, e.success, e.stop.value, _pack(e)) for tag, e in tagged]
+        with self._writing():
+            if note is not None:
+                self._set(note)
+            self._db.executemany("insert into episodes (tag, task, reward, success, stop, data) values (?, ?, ?, ?, ?, ?)", rows)
+
+    def _set(self, note: Note) -> None:
+        found = self._db.execute("select value from meta where key = ?", (note.key,)).fetchone()
+        if (found[0] if found else None) != note.before:
+            raise ConfigError(f"{self.path}: {note.key!r} is being written by another process. Wait for it, or stop it.")
+        self._db.execute("insert or replace into meta values (?, ?)", (note.key, note.after))
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """One transaction that other writers wait for."""
         with self._lock, writing(self.path or Path(":memory:")):
             try:
-                self._db.executemany("insert into episodes (tag, task, reward, success, stop, data) values (?, ?, ?, ?, ?, ?)", rows)
+                self._db.execute("begin immediate")
+                yield
                 self._db.commit()
             except BaseException:
                 with contextlib.suppress(sqlite3.Error):
@@ -92,17 +129,85 @@ class EpisodeStore:
 
     def load(self, tag: str | None = None) -> Iterator[Episode]:
         """Episodes of a tag (None: of all), oldest first, a page at a time. Saving meanwhile is allowed."""
-        at = 0
+        return (episode for _, _, episode in self.rows(tag))
+
+    def rows(self, tag: str | None = None, *, after: int = 0) -> Iterator[tuple[int, str, Episode]]:
+        """As `load`, from behind row `after` on: the row, the tag and the episode."""
         while True:
             with self._lock:
                 page = self._db.execute(
-                    "select row, data from episodes where row > ? and (? is null or tag = ?) order by row limit ?", (at, tag, tag, _PAGE)
+                    "select row, tag, data from episodes where row > ? and (? is null or tag = ?) order by row limit ?",
+                    (after, tag, tag, _PAGE),
                 ).fetchall()
             if not page:
                 return
-            at = page[-1][0]
+            after = page[-1][0]
+            for row, its_tag, data in page:
+                yield row, its_tag, _unpack(data)
+
+    def numbers(self, tag: str | None = None, *, by_task: bool = False) -> array[int]:
+        """The rows of a tag's episodes (None: of all): in their order, or `by_task`, so that those of a task stand together."""
+        order = "min(row) over (partition by task), row" if by_task else "row"
+        with self._lock:
+            found = self._db.execute(f"select row from episodes where ? is null or tag = ? order by {order}", (tag, tag))
+            return array("q", (row for (row,) in found))
+
+    def at(self, rows: Sequence[int]) -> list[tuple[str, Episode]]:
+        """The tags and episodes in these rows, in this order. Raises CheckpointError where there is none."""
+        found: dict[int, tuple[str, bytes]] = {}
+        for start in range(0, len(rows), _PAGE):
+            page = rows[start : start + _PAGE]
+            with self._lock:
+                places = ",".join("?" * len(page))
+                for row, tag, data in self._db.execute(f"select row, tag, data from episodes where row in ({places})", tuple(page)):
+                    found[row] = (tag, data)
+        missing = [row for row in rows if row not in found]
+        if missing:
+            raise CheckpointError(f"{self.path} has no row {missing[0]}; it was changed meanwhile")
+        return [(found[row][0], _unpack(found[row][1])) for row in rows]
+
+    def count(self, tag: str | None = None) -> int:
+        """How many episodes there are under a tag (None: in all)."""
+        with self._lock:
+            return int(self._db.execute("select count(*) from episodes where ? is null or tag = ?", (tag, tag)).fetchone()[0])
+
+    def find(self, name: str) -> Iterator[Episode]:
+        """The episodes whose id or whose task's id this is, oldest first. Ids are looked for by reading everything."""
+        needle, after = _needle(name), 0
+        while True:
+            with self._lock:
+                page = self._db.execute("select row, data from episodes where row > ? order by row limit ?", (after, _PAGE)).fetchall()
+            if not page:
+                return
+            after = page[-1][0]
             for _, data in page:
-                yield _unpack(data)
+                if needle in zlib.decompress(data) and name in ((episode := _unpack(data)).id, episode.task.id):
+                    yield episode
+
+    # -- notes and drops ---------------------------------------------------------------------------------------------
+
+    def notes(self, prefix: str) -> dict[str, str]:
+        """What was noted under the keys that begin with `prefix`, by key."""
+        with self._lock:
+            found = self._db.execute("select key, value from meta where substr(key, 1, ?) = ? order by key", (len(prefix), prefix))
+            return dict(found.fetchall())
+
+    def note(self, key: str, value: str) -> None:
+        """Write a note, whatever stood there."""
+        with self._writing():
+            self._db.execute("insert or replace into meta values (?, ?)", (key, value))
+
+    def save_drops(self, drops: Iterable[tuple[int, int, str, str]]) -> None:
+        """Keep what filters dropped: the number of the audit, that of its filter, the episode's id and the reason."""
+        with self._writing():
+            self._db.executemany("insert into drops values (?, ?, ?, ?)", drops)
+
+    def drops(self, audit: int) -> Iterator[tuple[int, str, str]]:
+        """What was dropped under an audit: filter, episode and reason."""
+        with self._lock:
+            known = self._db.execute("select 1 from sqlite_master where name = 'drops'").fetchone()
+            found: Any = self._db.execute("select filter, episode, reason from drops where audit = ?", (audit,)) if known else ()
+        yield from found
 
     def tags(self) -> list[TagSummary]:
         """What each tag holds, in the order in which the tags first came up."""
@@ -145,6 +250,11 @@ class EpisodeStore:
     def close(self) -> None:
         with self._lock:
             self._db.close()
+
+
+def _needle(text: str) -> bytes:
+    """As a string stands in an encoded episode."""
+    return to_json(text).encode("ascii")
 
 
 def _pack(episode: Episode) -> bytes:

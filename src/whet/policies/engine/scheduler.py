@@ -79,7 +79,7 @@ class Engine:
         max_sessions: sessions kept in the cache. Beyond that, idle ones are evicted, and requests wait if all are busy.
     """
 
-    def __init__(self, decoder: Decoder, *, stops: frozenset[int], max_sessions: int = 256) -> None:
+    def __init__(self, decoder: Decoder, *, stops: frozenset[int], max_sessions: int = 1024) -> None:
         self.decoder = decoder
         self.stops = stops
         self.max_sessions = max_sessions
