@@ -46,6 +46,7 @@ CHEAP: dict[str, dict[str, Any]] = {
     "agent_ohana": {"sources": ("expert", "self"), "judge": "script:rater", "epochs": 3, "lr": 1e-2, "batch_size": 4},
     "fireact": {"teacher": "expert", "epochs": 3, "lr": 1e-2, "batch_size": 4},
     "nat": {"teachers": ("expert@0.5",), "epochs": 3, "lr": 1e-2, "batch_size": 4},
+    "atm": {"rounds": 2, "fabrications": 2, "steps": 2, "lr": 1e-2, "init_lr": 1e-2, "dpo_lr": 1e-2, "max_tokens": 4, "probes": 3},
 }
 """Options with which each method takes three steps within a second. A new method adds its own here."""
 
@@ -61,7 +62,11 @@ class Say(Env):
     def reset(self, task: Task) -> str:
         Say.splits.add(task.split)
         self.said: list[str] = []
-        return f"Say something about {task.id}."
+        self.shown = tuple(task.data.get("documents", (f"{task.id} likes yes.", f"{task.id} is far.")))
+        return "\n".join([*self.shown, f"Say something about {task.id}."])
+
+    def documents(self) -> tuple[str, ...]:
+        return self.shown
 
     def step(self, action: Action) -> Step:
         self.said.append(action.text)

@@ -74,7 +74,7 @@ class ATMConfig:
     max_tokens: int = 256
     """Of a fabrication (value unverified)."""
     probes: int = 32
-    """Questions, of those trained on, that the generator answers under attack after each round, to be logged."""
+    """Questions, of those trained on, that the generator answers among the step's documents, to be logged."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "steps", "init_epochs", "dpo_epochs", "batch_size", "max_tokens")
@@ -94,37 +94,37 @@ def atm(agent: Agent[Any], data: Data, *, env: EnvFactory, run: Run, cfg: ATMCon
         rng, seed = random.Random(run.seed("permute", step)), run.seed("atm", step)
         if step == 0:
             # Init: right answers behind permuted documents; for the attacker, what a document looks like.
-            rows = context_rows(agent, env, golds, permutations(golds, shown, rng))
+            contexts = permutations(golds, shown, rng)
+            rows = context_rows(agent, env, golds, contexts)
             metrics = learn.optimise(learners["generator"], batches(rows, cfg.batch_size, epochs=cfg.init_epochs, seed=seed), learn.nll())
             rows = [row for paper in papers(env, golds, shown, rng) for row in to_examples(paper, attacker)]
             learn.optimise(learners["attacker"], batches(rows, cfg.batch_size, epochs=cfg.attacker_epochs, seed=seed), learn.nll())
-            run.log(step, **metrics)
-            continue
+        else:
+            # Attack, and score each fabrication by how unlikely it alone makes the right answer.
+            attacks = fabricate(attacker, env, golds, shown, n=cfg.fabrications, seed=seed, max_tokens=cfg.max_tokens)
+            run.spend(sum((attack.cost for group in attacks for attack in group), Cost()))
+            alone = [(gold, fabrication(attack)) for gold, group in zip(golds, attacks, strict=True) for attack in group]
+            rows = context_rows(agent, env, [gold for gold, _ in alone], [[text] for _, text in alone])
+            perplexity = np.exp(learn.mean_nll(rows, generator)).tolist()
 
-        # Attack, and score each fabrication by how unlikely it alone makes the right answer.
-        attacks = fabricate(attacker, env, golds, shown, n=cfg.fabrications, seed=seed, max_tokens=cfg.max_tokens)
-        run.spend(sum((attack.cost for group in attacks for attack in group), Cost()))
-        alone = [(gold, fabrication(attack)) for gold, group in zip(golds, attacks, strict=True) for attack in group]
-        rows = context_rows(agent, env, [gold for gold, _ in alone], [[text] for _, text in alone])
-        perplexity = np.exp(learn.mean_nll(rows, generator)).tolist()
+            # Attacker: DPO on the most and the least misleading one.
+            groups = [group for group in ranked(attacks, perplexity) if group]
+            pairs = [pair for group in groups if (pair := to_pair(group[-1], group[0], attacker))]
+            learners["attacker"].restart(attacker, lr=cfg.dpo_lr)
+            duels = batches(learn.with_reference(pairs, attacker), cfg.batch_size, epochs=cfg.dpo_epochs, seed=seed)
+            duel = learn.optimise(learners["attacker"], duels, learn.dpo(beta=cfg.dpo_beta))
 
-        # Attacker: DPO on the most and the least misleading one.
-        groups = ranked(attacks, perplexity)
-        pairs = [pair for group in groups if group and (pair := to_pair(group[-1], group[0], attacker))]
-        learners["attacker"].restart(attacker, lr=cfg.dpo_lr)
-        duels = batches(learn.with_reference(pairs, attacker), cfg.batch_size, epochs=cfg.dpo_epochs, seed=seed)
-        duel = learn.optimise(learners["attacker"], duels, learn.dpo(beta=cfg.dpo_beta))
+            # Generator: MITO, all fabrications among its documents against its documents alone.
+            contexts = permutations(golds, [[*own, *map(fabrication, group)] for own, group in zip(shown, attacks, strict=True)], rng)
+            both = zip(context_rows(agent, env, golds, contexts), context_rows(agent, env, golds, shown), strict=True)
+            twins = learn.with_divergences([Pair(chosen=hard, rejected=clean, origin=hard.origin) for hard, clean in both], generator)
+            learners["generator"].restart(generator, lr=cfg.lr)
+            shuffled = islice(batches(twins, cfg.batch_size, epochs=cfg.steps, seed=seed), cfg.steps)
+            metrics = learn.optimise(learners["generator"], shuffled, learn.mito(beta=cfg.beta))
+            metrics |= {"fabrications": len(alone), "pairs": len(pairs), "perplexity": sum(perplexity) / max(1, len(alone))}
+            metrics |= {f"attacker_{name}": duel[name] for name in ("loss", "accuracy") if name in duel}
 
-        # Generator: MITO, all fabrications among its documents against its documents alone.
-        attacked = permutations(golds, [[*t, *map(fabrication, group)] for t, group in zip(shown, attacks, strict=True)], rng)
-        both = zip(context_rows(agent, env, golds, attacked), context_rows(agent, env, golds, shown), strict=True)
-        twins = learn.with_divergences([Pair(chosen=hard, rejected=clean, origin=hard.origin) for hard, clean in both], generator)
-        learners["generator"].restart(generator, lr=cfg.lr)
-        shuffled = islice(batches(twins, cfg.batch_size, epochs=cfg.steps, seed=seed), cfg.steps)
-        metrics = learn.optimise(learners["generator"], shuffled, learn.mito(beta=cfg.beta))
-
-        probes = [showing(gold.task, texts) for gold, texts in zip(golds, attacked, strict=True)][: cfg.probes]
-        tried = rollout(agent.replace(policy=learners["generator"].sample()), env, probes, seed=seed, run=run, tag=f"attacked{step}")
-        own = {"perplexity": sum(perplexity) / max(1, len(perplexity)), "pairs": len(pairs), "attacker_loss": duel.get("loss")}
-        run.log(step, **own, **success_rates(tried), **metrics)
+        probes = [showing(gold.task, texts) for gold, texts in zip(golds, contexts, strict=True)][: cfg.probes]
+        tried = rollout(agent.replace(policy=learners["generator"].sample()), env, probes, seed=seed, run=run, tag=f"probe{step}")
+        run.log(step, **success_rates(tried), **metrics)
     return agent.replace(policy=learners["generator"].sample())
