@@ -20,7 +20,7 @@ from whet import learn, methods
 from whet.agents import Agent
 from whet.cli import main
 from whet.config import configure
-from whet.envs import Action, Env, Step
+from whet.envs import Action, Env, Step, roles
 from whet.envs.base import EnvFactory
 from whet.errors import ConfigError, SplitError
 from whet.evals import evaluate
@@ -47,6 +47,7 @@ CHEAP: dict[str, dict[str, Any]] = {
     "fireact": {"teacher": "expert", "epochs": 3, "lr": 1e-2, "batch_size": 4},
     "nat": {"teachers": ("expert@0.5",), "epochs": 3, "lr": 1e-2, "batch_size": 4},
     "atm": {"rounds": 2, "fabrications": 2, "steps": 2, "lr": 1e-2, "init_lr": 1e-2, "dpo_lr": 1e-2, "max_tokens": 4, "probes": 3},
+    "nlrl": {"iterations": 3, "continuations": 2, "samples": 3, "epochs": 15, "lr": 1e-2, "batch_size": 2},
 }
 """Options with which each method takes three steps within a second. A new method adds its own here."""
 
@@ -89,6 +90,8 @@ class Say(Env):
         prompt, better = turns[-1].content, "no" if role == "contrarian" else "yes"
         if role == "editor":
             return "no" if quoted(prompt, "response") == "yes" else "yes"
+        if role in ("aggregator", "improver"):
+            return roles.speak(self, role, turns, rng)
         if role in ("judge", "contrarian"):
             a, b = (quoted(prompt, side).endswith(better) for side in "AB")
             return "tie" if a == b else "A" if a else "B"
