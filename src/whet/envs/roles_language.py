@@ -16,7 +16,7 @@ from whet.policies.language import Choice, Evaluation, read_evaluation
 WORTH = {"good": 1.0, "even": 0.5, "bad": 0.0}
 _SHARE = re.compile(r"\b(\d+) of (\d+)\b")
 _END = re.compile(r"^(outcome|evaluation): (.*)$", re.MULTILINE)
-_MOVE = re.compile(r"^(\d+)\. .*?^evaluation: (.*)$", re.MULTILINE | re.DOTALL)
+_MOVE = re.compile(r"^(\d+)\. .*?^evaluation: ([^\n]*)$", re.MULTILINE | re.DOTALL)
 
 
 def speak(role: str, prompt: str) -> str | None:

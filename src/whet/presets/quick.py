@@ -62,6 +62,30 @@ QUICK: dict[str, dict[str, Any]] = {
         "lr": 1e-3,
         "batch_size": 8,
     },
+    "atm": {
+        "env": "search:hops=1,given=4,copies=2,lies=2",
+        "expert_episodes": 64,
+        "rounds": 2,
+        "fabrications": 2,
+        "steps": 16,
+        "lr": 1e-4,
+        "init_epochs": 4,
+        "init_lr": 5e-4,
+        "attacker_epochs": 4,
+        "dpo_lr": 1e-4,
+        "max_tokens": 32,
+        "probes": 16,
+    },
+    "nlrl": {
+        "env": "search:hops=1-2",
+        "train_tasks": 48,
+        "iterations": 2,
+        "continuations": 3,
+        "samples": 6,
+        "reasons": False,
+        "epochs": 4,
+        "lr": 5e-4,
+    },
 }
 """Method -> the environment it is shown on, sizes of the data, and its options."""
 SIZES = {"train_tasks": 128, "dev_tasks": 32, "test_tasks": 64, "expert_episodes": 32}
