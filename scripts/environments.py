@@ -58,6 +58,7 @@ ENVIRONMENTS = {
         licence="Apache-2.0 (part of whet)",
         specs=("catalogue", "catalogue:calls=1", "catalogue:calls=3", "catalogue:hold=3", "catalogue:retrieval=true"),
     ),
+    "client": About(licence="Apache-2.0 (part of whet)", specs=("client", "client:steps=1", "client:steps=5")),
     "documents": About(licence="PSF-2.0 (Python's documentation)", specs=("documents",)),
     "gymnasium": About(
         licence="MIT",

@@ -40,12 +40,13 @@ def keep(name: str, directory: Path) -> None:
 def keep_curves(name: str, directory: Path) -> None:
     """The success on train tasks that a run logged at each step, environment by environment."""
     events = [json.loads(line) for line in (directory / "events.jsonl").read_text().splitlines()]
-    steps = [event["metrics"] for event in events if event["kind"] == "log" and "success" in event["metrics"]]
+    logs = [event for event in events if event["kind"] == "log" and "success" in event["metrics"]]
+    steps = [event["metrics"] for event in logs]
     keys = sorted({key for metrics in steps for key in metrics if key.startswith("success/")})
     curves = {key.partition("/")[2]: [metrics.get(key) for metrics in steps] for key in keys}
     to = ROOT / "results" / f"{name}.json"
     to.parent.mkdir(exist_ok=True, parents=True)
-    to.write_text(json.dumps({"run": directory.name, "episodes": events[-1]["spent"]["episodes"], "curves": curves}, indent=1) + "\n")
+    to.write_text(json.dumps({"run": directory.name, "episodes": logs[-1]["spent"]["episodes"], "curves": curves}, indent=1) + "\n")
 
 
 def curves_table(found: dict[str, Any]) -> str:

@@ -30,6 +30,8 @@ BUNDLED = (
     "catalogue",
     "catalogue:calls=1-3,descriptions=full,hold=3,reward=graded",
     "catalogue:calls=1-3,retrieval=true",
+    "client",
+    "client:steps=1-5,reward=graded",
 )
 
 

@@ -6,10 +6,10 @@ import random
 
 import pytest
 
-from whet.envs.roles import after, ahead, behind, calls_in, shown, twin
+from whet.envs.roles import after, ahead, behind, shown, twin
 from whet.envs.search import Search, call_of
 from whet.policies.forms import quote
-from whet.transcript import transcript
+from whet.transcript import calls_in, transcript
 from whet.types import ToolCall, Turn
 
 
@@ -33,7 +33,7 @@ def env():
     ],
 )
 def test_calls_in_a_text(env, text, expected):
-    assert [(call.name, dict(call.arguments)) for call in calls_in(text, env)] == expected
+    assert [(call.name, dict(call.arguments)) for call in calls_in(text, env.tools)] == expected
 
 
 def test_calls_survive_a_transcript(env):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-from whet.types import Role, Turn
+from whet.types import Role, ToolCall, Turn
+
+if TYPE_CHECKING:
+    from whet.tools.function import Tool
 
 _HEAD = re.compile(r"^(system|user|assistant|tool): ?", re.MULTILINE)
 
@@ -31,3 +35,18 @@ def read_transcript(text: str) -> list[Turn]:
     heads = list(_HEAD.finditer(text))
     ends = [head.start() for head in heads[1:]] + [len(text)]
     return [Turn(role=cast(Role, head[1]), content=text[head.end() : end].strip()) for head, end in zip(heads, ends)]
+
+
+def calls_in(text: str, tools: Sequence[Tool]) -> list[ToolCall]:
+    """The calls of these tools in a text that has them as transcripts do; what cannot be read is left out."""
+    names = "|".join(re.escape(tool.name) for tool in tools)
+    found = []
+    for match in re.finditer(rf"\b(?:{names})\((?:[^()'\"]|'[^'\n]*'|\"[^\"\n]*\")*\)", text):
+        try:
+            node = ast.parse(match[0], mode="eval").body
+            assert isinstance(node, ast.Call)
+            arguments = {str(word.arg): ast.literal_eval(word.value) for word in node.keywords}
+        except (SyntaxError, ValueError, AssertionError):
+            continue
+        found.append(ToolCall(name=match[0].partition("(")[0], arguments=arguments))
+    return found

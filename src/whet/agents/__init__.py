@@ -55,6 +55,14 @@ def with_notes(opening: tuple[Turn, ...], notes: Sequence[str]) -> tuple[Turn, .
     return (*opening[:head], told, *opening[head + 1 :])
 
 
+def without_notes(opening: tuple[Turn, ...], beginning: str) -> tuple[Turn, ...]:
+    """The opening without those notes that begin so, each of which is a line: what `with_notes` put there is taken out again."""
+    taken = f"Hint: {beginning}"
+    lines = ((turn, turn.content.split("\n")) for turn in opening)
+    kept = ((turn, "\n".join(line for line in text if not line.startswith(taken))) for turn, text in lines)
+    return tuple(turn if content == turn.content else dataclasses.replace(turn, content=content, tokens=()) for turn, content in kept)
+
+
 def controlled(turns: tuple[Turn, ...], suffix: str, prefix: str = "") -> tuple[Turn, ...]:
     """The turns of an opening with control strings on lines of their own, behind and before the last one's content."""
     if not (suffix or prefix):

@@ -217,6 +217,8 @@ def make_data(env: EnvFactory, method: Method, sizes: dict[str, int], run: Run, 
     Raises ConfigError where it lacks something.
     """
     from whet.data.general import read_general
+    from whet.methods import note_roles
+    from whet.policies import load_policy
     from whet.types import Data
 
     data = Data(
@@ -226,6 +228,8 @@ def make_data(env: EnvFactory, method: Method, sizes: dict[str, int], run: Run, 
         general=read_general(conversations) if conversations else (),
     )
     data.require(*method.needs, by=f"method {method.name!r}")
+    if cast := env.cast:
+        note_roles(run, **{role: load_policy(spec) for role, spec in cast.items()})
     return data
 
 

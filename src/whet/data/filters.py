@@ -266,11 +266,11 @@ def _texts(held_out: Iterable[Task | Episode | str], env: EnvFactory | None) -> 
         elif env is None:
             raise ConfigError(f"what task {one.id!r} shows is known to its environment alone; give no_overlap `env`, or texts")
         else:
-            yield _shown(one, env)
+            yield first_sight(one, env)
 
 
-def _shown(task: Task, env: EnvFactory) -> str:
-    """What an environment shows at the beginning of a task."""
+def first_sight(task: Task, env: EnvFactory) -> str:
+    """What an environment shows at the beginning of a task, its system prompt left out."""
     from whet.policies.loop import run_sync
 
     async def look() -> str:

@@ -137,6 +137,14 @@ def rehearsal(new: Sequence[RowT], *old: Sequence[RowT], keep: int, seed: int = 
     return rows
 
 
+def continual(parts: Sequence[Sequence[RowT]], general: Sequence[RowT] = (), *, keep: int, seed: int = 0) -> list[list[RowT]]:
+    """The rows of each round of continual learning: its part, and from the second on `keep` of every earlier part and of `general`.
+
+    Raises ConfigError for a negative `keep`.
+    """
+    return [rehearsal(part, *parts[:i], *([general] if i else []), keep=keep, seed=derive_seed(seed, i)) for i, part in enumerate(parts)]
+
+
 @dataclass
 class Drawn:
     """What a mixture took of one store."""

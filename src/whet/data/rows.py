@@ -51,9 +51,12 @@ def to_examples(episode: Episode, policy: HasChat, *, weight: float = 1.0, tools
     return [row for walk in episode.walks() if (row := _to_example(walk, episode.id, policy.chat, weight, tuple(tools)))]
 
 
-def rows_of(episodes: Sequence[Episode], policy: HasChat, env: EnvFactory) -> list[Example]:
-    """`to_examples` of every episode, with the tools of its task's environment. Raises ConfigError where there is nothing to learn."""
-    rows = [row for episode in episodes for row in to_examples(episode, policy, tools=env.of(episode.task).tools)]
+def rows_of(episodes: Sequence[Episode], policy: HasChat, env: EnvFactory | None = None) -> list[Example]:
+    """`to_examples` of every episode, with the tools of its task's environment; without tools where none is given.
+
+    Raises ConfigError where there is nothing to learn.
+    """
+    rows = [row for episode in episodes for row in to_examples(episode, policy, tools=env.of(episode.task).tools if env else ())]
     if not rows:
         raise ConfigError(
             f"there is nothing to learn from: {len(episodes)} episodes are left, without an action; see what was dropped, and why"

@@ -195,6 +195,11 @@ class Env:
         """
         return ()
 
+    @property
+    def cast(self) -> Mapping[str, str]:
+        """Who plays a role within episodes, such as a user: role -> a policy's name (`script:client`); empty where nobody does."""
+        return {}
+
     def pose(self, task: Task, query: str) -> Task | None:
         """The task with this query in the place of its own, if the environment takes queries that others make up."""
         return None
@@ -267,6 +272,11 @@ class EnvFactory:
         finally:
             if not inspect.iscoroutinefunction(env.close):
                 env.close()
+
+    @property
+    def cast(self) -> Mapping[str, str]:
+        """Who plays roles within episodes, as `Env.cast`."""
+        return self().cast
 
     def tasks(self, split: Split, n: int, start: int = 0) -> tuple[Task, ...]:
         """As `Env.tasks`, checked. Raises ConfigError for an unknown split, EnvError for tasks of another one."""

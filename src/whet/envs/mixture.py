@@ -16,7 +16,7 @@ import functools
 import random
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -84,6 +84,11 @@ class Mixture(EnvFactory):
     def tools(self) -> tuple[Tool, ...]:
         """Raises ConfigError: which tools there are depends on the task."""
         raise ConfigError("a mixture has no tools of its own; ask for those of a task's environment, `env.of(task).tools`")
+
+    @property
+    def cast(self) -> Mapping[str, str]:
+        """Who plays roles in the parts; of a role that several have, as the last one says."""
+        return {role: spec for part in self.parts for role, spec in part.cast.items()}
 
     def of(self, task: Task) -> EnvFactory:
         """The part that plays this task. Raises ConfigError for a task of none of them."""

@@ -38,6 +38,7 @@ _BUNDLED = {
     "babyai": "whet.envs.babyai:BabyAI",
     "bfcl": "whet.envs.bfcl:BFCL",
     "catalogue": "whet.envs.catalogue:Catalogue",
+    "client": "whet.envs.client:Client",
     "documents": "whet.envs.documents:Documents",
     "gymnasium": "whet.envs.gymnasium:GymEnv",
     "http": "whet.envs.http:HTTP",

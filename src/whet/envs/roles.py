@@ -6,7 +6,6 @@ made again in a twin of the environment, so that a script says what is so, whoev
 
 from __future__ import annotations
 
-import ast
 import copy
 import random
 import re
@@ -18,8 +17,8 @@ from whet.envs import roles_language
 from whet.envs.base import Action, Env, Step
 from whet.envs.calling import caller_of
 from whet.policies.forms import PREFERENCE, form_of, quoted
-from whet.transcript import line, read_transcript
-from whet.types import ToolCall, Turn
+from whet.transcript import calls_in, line, read_transcript
+from whet.types import Turn
 
 E = TypeVar("E", bound=Env)
 _FAITHFUL = re.compile(r"\b(follows?|faithful|grounded|shown|supported)\b", re.IGNORECASE)
@@ -46,21 +45,6 @@ def asked(turns: Sequence[Turn]) -> str:
     return turns[-1].content if turns and not turns[-1].trained else ""
 
 
-def calls_in(text: str, env: Env) -> list[ToolCall]:
-    """The calls of the environment's tools in a text that has them as transcripts do; what cannot be read is left out."""
-    names = "|".join(re.escape(tool.name) for tool in env.tools)
-    found = []
-    for match in re.finditer(rf"\b(?:{names})\((?:[^()'\"]|'[^'\n]*'|\"[^\"\n]*\")*\)", text):
-        try:
-            node = ast.parse(match[0], mode="eval").body
-            assert isinstance(node, ast.Call)
-            arguments = {str(word.arg): ast.literal_eval(word.value) for word in node.keywords}
-        except (SyntaxError, ValueError, AssertionError):
-            continue
-        found.append(ToolCall(name=match[0].partition("(")[0], arguments=arguments))
-    return found
-
-
 def shown(turns: Sequence[Turn], env: Env) -> list[Action]:
     """The actions of the episode that a prompt shows: those of its assistant turns, or else those of its transcript."""
     made = [Action(text=turn.content, tool_calls=turn.tool_calls) for turn in turns if turn.trained]
@@ -69,7 +53,7 @@ def shown(turns: Sequence[Turn], env: Env) -> list[Action]:
 
 def _acted(text: str, env: Env) -> list[Action]:
     said = [turn.content for turn in read_transcript(text) if turn.trained]
-    return [Action(text=content, tool_calls=tuple(calls_in(content, env))) for content in said]
+    return [Action(text=content, tool_calls=tuple(calls_in(content, env.tools))) for content in said]
 
 
 def twin(env: E) -> E:
@@ -116,6 +100,7 @@ def speak(env: Env, role: str, turns: Sequence[Turn], rng: random.Random) -> str
     """The roles that every world of tools has; None for others.
 
     sage           a plan: the next actions, each on a line of its own as transcripts write calls (what is said, without a call)
+    actor          acts as the expert does behind the actions that are shown
     environment    what comes of the last action shown; `done` or `over` where that ends the episode
     teacher:WAY    acts as a model does that is prompted in one of the ways of `teach`
     aggregator     sums up continuations, and an improver chooses among moves, by what they are shown (`roles_language`)
@@ -125,6 +110,8 @@ def speak(env: Env, role: str, turns: Sequence[Turn], rng: random.Random) -> str
     if role == "sage":
         actions = ahead(behind(env, turns)[0], rng)
         return "\n".join(line(Turn(role="assistant", tool_calls=a.tool_calls)) if a.tool_calls else a.text for a in actions)
+    if role == "actor":
+        return behind(env, turns)[0].expert(rng)
     if role == "environment":
         _, steps = after(env, shown(turns, env))
         if not steps or steps[-1].terminated:

@@ -33,6 +33,7 @@ from whet.seeding import derive_seed
 from whet.types import Cost, Turn
 
 if TYPE_CHECKING:
+    from whet.envs.base import Env
     from whet.tools.function import Tool
 
 FILE = "workflow.json"
@@ -48,6 +49,8 @@ class Desk:
     """The conversation, without tokens."""
     asked: list[tuple[str, Turn]] = field(default_factory=list)
     """Who was asked, and what came back."""
+    spent: Cost = Cost()
+    """What the turn took besides the answers, such as steps in a copy of the environment."""
 
     @property
     def tools(self) -> tuple[Tool, ...]:
@@ -61,11 +64,12 @@ class Desk:
         tools: Sequence[Tool] = (),
         sampling: Sampling | None = None,
         max_tokens: int | None = None,
+        env: Env | None = None,
     ) -> Turn:
         """A part's answer to a conversation, as text with its cost. `part` is a field's name.
 
         A part that works on tokens keeps what it has read of the conversation until the episode ends, so one that only grows
-        is read once. Raises what the part's `generate` raises.
+        is read once. A scripted part looks into `env`, by default the episode's. Raises what the part's `generate` raises.
         """
         policy: Policy = getattr(self.workflow, part)
         request = replace(
@@ -76,6 +80,7 @@ class Desk:
             max_tokens=max_tokens or self.request.max_tokens,
             seed=derive_seed(self.request.seed, part, len(self.asked)),
             session=f"{self.request.session}/{part}",
+            env=env or self.request.env,
         )
         answer = untokenised(await policy.generate(request))
         self.asked.append((part, answer))
@@ -106,10 +111,10 @@ class Workflow:
         return tuple(new)
 
     async def generate(self, request: Request) -> Turn:
-        """What `act` gives, with the cost of everybody who was asked."""
+        """What `act` gives, with the cost of everybody who was asked and of what else was spent."""
         desk = Desk(self, request, tuple(untokenised(turn) for turn in request.turns))
         turn = await self.act(desk)
-        cost: Cost = reduce(add, (answer.cost for _, answer in desk.asked), Cost())
+        cost: Cost = reduce(add, (answer.cost for _, answer in desk.asked), desk.spent)
         return replace(untokenised(turn), cost=cost, finish=turn.finish if turn.finish != "none" else "stop")
 
     def release(self, session: str) -> None:

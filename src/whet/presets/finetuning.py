@@ -16,6 +16,79 @@ LEADERBOARD: dict[str, dict[str, Any]] = {
         "": {"train_tasks": 128, "test_tasks": 256, "test_start": 2000},
         "coevol": {"window": 8, "epochs": 4, "lr": 5e-4, "batch_size": 8},
     },
+    "agent_tuning": {
+        "env": "search:hops=1-3",
+        "recipes": ("base", "agent_tuning:eta=1", "agent_tuning"),
+        "baseline": "base",
+        "claim": "agent_tuning",
+        "": {"train_tasks": 32, "test_tasks": 256, "test_start": 3000},
+        "agent_tuning": {"epochs": 4, "lr": 5e-4, "batch_size": 8},
+    },
+    "agent_ohana": {
+        "env": "search:hops=1-3 + workshop:depth=1",
+        "recipes": ("base", "agent_ohana:balance=false:min_score=0", "agent_ohana"),
+        "baseline": "base",
+        "claim": "agent_ohana",
+        "": {"train_tasks": 64, "test_tasks": 256, "test_start": 3000},
+        "agent_ohana": {"sources": ("expert", "expert@0.7", "self"), "samples": (1, 2, 1), "epochs": 4, "lr": 5e-3, "batch_size": 8},
+    },
+    "fireact": {
+        "env": "search:hops=1-3 + search:hops=1-2,given=6",
+        "recipes": ('fireact:formats=["react"]', 'fireact:formats=["cot"]', "fireact"),
+        "baseline": 'fireact:formats=["react"]',
+        "claim": "fireact",
+        "": {"train_tasks": 64, "test_tasks": 256, "test_start": 3000},
+        "fireact": {"epochs": 6, "lr": 5e-3, "batch_size": 8},
+    },
+    # With an expert for a teacher, what succeeded alone is learned better here than both: 82% against 67% on 200 dev tasks (2 seeds),
+    # so the paper's other claim does not hold for a model of this size.
+    "nat": {
+        "env": "search:hops=1-3",
+        "recipes": ("nat:control=none", "nat:negatives=false", "nat"),
+        "baseline": "nat:control=none",
+        "claim": "nat",
+        "": {"train_tasks": 96, "test_tasks": 256, "test_start": 3000},
+        "nat": {"teachers": ("expert", "expert@0.2"), "temperatures": (1.0,), "epochs": 8, "lr": 1e-3, "batch_size": 8},
+    },
+    # Seen on 200 dev tasks, 1 seed: ste 0.785 [0.722, 0.837], sft 0.005 [0.001, 0.028]. Expert episodes are of train tasks, none of
+    # which needs the APIs that dev and test tasks are about; all tools are offered in all of them, and STE tries each.
+    "ste": {
+        "env": "catalogue:calls=1-2,hold=3",
+        "recipes": ("sft", "ste"),
+        "baseline": "sft",
+        "claim": "ste",
+        "": {"train_tasks": 64, "expert_episodes": 256, "test_tasks": 256, "test_start": 2000},
+        "sft": {"epochs": 8, "lr": 1e-3, "batch_size": 8},
+        "ste": {"sessions": 8, "paraphrases": 2, "epochs": 3, "lr": 1e-3, "batch_size": 8},
+    },
+    # Lumos-I against Lumos-O, whose plans do not know the rules: 66% against 19% on 64 dev tasks (1 seed). What the paper claims against
+    # one module that does both does not hold here: `sft` reaches 100% there, of 48 paths. The embedded model was made with thoughts
+    # before calls, and two modules have to learn forms of their own from the same few paths.
+    "lumos": {
+        "env": "workshop:depth=1-3",
+        "recipes": ("sft", "lumos:iterative=false", "lumos"),
+        "baseline": "lumos:iterative=false",
+        "claim": "lumos",
+        "": {"train_tasks": 8, "test_tasks": 256, "test_start": 3000, "expert_episodes": 64},
+        "sft": {"epochs": 12, "lr": 1e-3, "batch_size": 8},
+        "lumos": {"epochs": 16, "lr": 2e-3, "batch_size": 8},
+    },
+    # 95% against 23% on 64 dev tasks (1 seed), with a scripted Sage that knows the rules; 58% where giving is not held to be critical.
+    "swift_sage": {
+        "env": "workshop:depth=1-3",
+        "recipes": ("swift_sage:slow=false", "swift_sage"),
+        "baseline": "swift_sage:slow=false",
+        "claim": "swift_sage",
+        "": {"train_tasks": 8, "test_tasks": 256, "test_start": 3000, "expert_episodes": 32},
+        "swift_sage": {
+            "switch.early": 6,
+            "switch.failed": ("^error: ", "^No tool call found", r"^(no|need|not with|look first)\b"),
+            "switch.critical": ("^give",),
+            "epochs": 6,
+            "lr": 5e-4,
+            "batch_size": 8,
+        },
+    },
 }
 """Method -> `env`, `recipes`, `baseline` (one of them), `claim` (the recipe that is held against it), sizes under "", and
 options of methods under their names."""

@@ -86,6 +86,25 @@ QUICK: dict[str, dict[str, Any]] = {
         "epochs": 4,
         "lr": 5e-4,
     },
+    "ste": {
+        "env": "catalogue:calls=1,hold=3",
+        "train_tasks": 32,
+        "sessions": 6,
+        "paraphrases": 2,
+        "epochs": 3,
+        "lr": 1e-3,
+    },
+    "lumos": {"env": "workshop:depth=1-2", "expert_episodes": 32, "epochs": 12, "lr": 2e-3, "batch_size": 8},
+    "swift_sage": {
+        "env": "workshop:depth=1-3",
+        "expert_episodes": 32,
+        "switch.early": 6,
+        "switch.failed": ("^error: ", "^No tool call found", r"^(no|need|not with|look first)\b"),
+        "switch.critical": ("^give",),
+        "epochs": 6,
+        "lr": 5e-4,
+        "batch_size": 8,
+    },
 }
 """Method -> the environment it is shown on, sizes of the data, and its options."""
 SIZES = {"train_tasks": 128, "dev_tasks": 32, "test_tasks": 64, "expert_episodes": 32}
