@@ -20,7 +20,7 @@ from whet import learn, methods
 from whet.agents import Agent
 from whet.cli import main
 from whet.config import configure
-from whet.envs import Action, Env, Step, roles
+from whet.envs import Action, Env, Step
 from whet.envs.base import EnvFactory
 from whet.errors import ConfigError, SplitError
 from whet.evals import evaluate
@@ -49,7 +49,7 @@ CHEAP: dict[str, dict[str, Any]] = {
     "fireact": {"teacher": "expert", "epochs": 3, "lr": 1e-2, "batch_size": 4},
     "nat": {"teachers": ("expert@0.5",), "epochs": 3, "lr": 1e-2, "batch_size": 4},
     "atm": {"rounds": 2, "fabrications": 2, "steps": 2, "lr": 1e-2, "init_lr": 1e-2, "dpo_lr": 1e-2, "max_tokens": 4, "probes": 3},
-    "nlrl": {"iterations": 3, "continuations": 2, "samples": 3, "epochs": 15, "lr": 1e-2, "batch_size": 2},
+    "nlrl": {"iterations": 3, "continuations": 2, "samples": 2, "epochs": 12, "lr": 2e-2, "batch_size": 2, "max_tokens": 64},
     "ste": {"explorer": "self", "judge": "script:yes", "sessions": 2, "trials": 2, "epochs": 3, "lr": 1e-2, "batch_size": 4},
     "lumos": {"epochs": 3, "lr": 1e-2, "batch_size": 4},
     "swift_sage": {"epochs": 3, "lr": 1e-2, "batch_size": 4},
@@ -99,7 +99,7 @@ class Say(Env):
         if role == "editor":
             return "no" if quoted(prompt, "response") == "yes" else "yes"
         if role in ("aggregator", "improver"):
-            return roles.speak(self, role, turns, rng)
+            return '{"final_evaluation": "good"}' if role == "aggregator" else '{"thought": "it is best.", "best_move": 1}'
         if role in ("judge", "contrarian"):
             a, b = (quoted(prompt, side).endswith(better) for side in "AB")
             return "tie" if a == b else "A" if a else "B"

@@ -94,7 +94,7 @@ def first(*ways: str) -> Moment:
 def test_monte_carlo_counts_how_continuations_end(door: str, second: str, expected: Evaluation) -> None:
     met = [first(door, second)]
     run = Run.scratch()
-    ways = continued(walker(door, second), DOORS, met, n=4, run=run, tag="ahead")
+    ways = continued(walker(door, second), met, env=DOORS, n=4, run=run, tag="ahead")
     assert [len(each) for each in ways] == [4]
     assert [turn.content for turn in ways[0][0].turns] == [second], "what stood before is not told again"
     assert aggregate(AGGREGATOR, met, ways, env=DOORS) == [expected]
@@ -103,7 +103,7 @@ def test_monte_carlo_counts_how_continuations_end(door: str, second: str, expect
 
 def test_monte_carlo_of_a_policy_that_draws_is_near_its_chance() -> None:
     met = [first("left", "left")]
-    ways = continued(walker("left", "left|right"), DOORS, met, n=400, seed=3)
+    ways = continued(walker("left", "left|right"), met, env=DOORS, n=400, seed=3)
     (value,) = aggregate(AGGREGATOR, met, ways, env=DOORS)
     assert value is not None
     assert worth(str(value)) == pytest.approx(0.5, abs=0.1)  # four standard deviations
@@ -114,7 +114,7 @@ def test_an_action_that_ended_the_episode_needs_no_continuation() -> None:
     (episode,) = rollout(walker("left", "left"), DOORS, TASKS)
     last = moments([episode], 2, random.Random(0))[1]
     run = Run.scratch()
-    ways = continued(walker("left", "left"), DOORS, [last], n=4, run=run)
+    ways = continued(walker("left", "left"), [last], env=DOORS, n=4, run=run)
     assert [way.end for way in ways[0]] == ["outcome: success"]
     assert run.cost.episodes == 0
     assert aggregate(AGGREGATOR, [last], ways, env=DOORS) == [Evaluation("1 of 1 end well.", "good")]
@@ -137,7 +137,7 @@ def test_a_temporal_difference_estimate_rests_on_the_value_model_and_not_on_the_
     (episode,) = rollout(walker("left", "left", "left"), env, env.tasks("train", 1))
     met = moments([episode], 3, random.Random(0))
     says = critic({"left": Evaluation("1 of 4 end well.", "bad")})
-    ways = continued(walker("left", "left", "left"), env, met, n=4, ahead=1, critic=says)
+    ways = continued(walker("left", "left", "left"), met, env=env, n=4, ahead=1, critic=says)
     assert [way.end for way in ways[0]] == ['evaluation: {"thought": "1 of 4 end well.", "final_evaluation": "bad"}'] * 4
     assert [way.end for way in ways[1]] == ["outcome: success"] * 4, "one action further the episode had ended"
     values = aggregate(AGGREGATOR, met, ways, env=env)
@@ -148,7 +148,7 @@ def test_what_the_value_model_says_unreadably_is_left_out_of_an_estimate() -> No
     env = EnvFactory(Corridor)
     (episode,) = rollout(walker("left", "left", "left"), env, env.tasks("train", 1))
     met = moments([episode], 3, random.Random(0))[:1]
-    ways = continued(walker("left", "left", "left"), env, met, n=2, ahead=1, critic=critic({}))
+    ways = continued(walker("left", "left", "left"), met, env=env, n=2, ahead=1, critic=critic({}))
     assert ways == [[]]
     assert aggregate(AGGREGATOR, met, ways, env=env) == [None]
 
@@ -186,7 +186,7 @@ def test_policy_iteration_by_hand_finds_the_way() -> None:
         (moves,) = propose(even, DOORS, [here], n=20, top=2)
         played = [rollout(walker(*way, m.action.content, "right"), DOORS, TASKS)[0] for m in moves]
         met = [moments([e], 2, random.Random(0))[turn] for e in played]
-        values = aggregate(AGGREGATOR, met, continued(even, DOORS, met, n=20, seed=turn), env=DOORS)
+        values = aggregate(AGGREGATOR, met, continued(even, met, env=DOORS, n=20, seed=turn), env=DOORS)
         (choice,) = best_of(IMPROVER, [[(m, v) for m, v in zip(met, values, strict=True) if v]], env=DOORS)
         assert choice is not None
         way.append(met[choice.best - 1].action.content)
@@ -251,7 +251,7 @@ def test_the_value_model_learns_estimates_and_the_policy_choices(given: list[lis
     assert values
     assert actions
     assert all(read_evaluation(value) for value in values)
-    assert all("has the best evaluation." in action for action in actions), "the operator's reasons stand before the action"
+    assert all("it is best." in action for action in actions), "the operator's reasons stand before the action"
     assert all(runs_of(row.mask) == 1 for batch in given for row in batch), "one turn alone is trained on"
     (event,) = run.events("roles")
     assert event["scripted"] == {"aggregator": "script:aggregator", "improver": "script:improver"}

@@ -27,6 +27,7 @@ from whet.config import at_least
 from whet.data import batches, last_action, to_examples
 from whet.envs.base import EnvFactory
 from whet.methods import Parts, note_roles, player
+from whet.policies.base import Sampling
 from whet.rollout import rollout, success_rates
 from whet.rollout.language import aggregate, continued, evaluate, exchange, improve, moments, propose, taken, valued
 from whet.types import Data, Episode
@@ -73,39 +74,42 @@ class NLRLConfig:
     """Of both models, as are epochs and batch size."""
     batch_size: int = 8
     """Value unverified."""
+    max_tokens: int = 512
+    """Of an evaluation or a choice, which are written greedily (unverified, both)."""
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "iterations", "continuations", "moments", "merged", "samples", "top", "epochs", "batch_size")
+        at_least(self, 1, "iterations", "continuations", "moments", "merged", "samples", "top", "epochs", "batch_size", "max_tokens")
         at_least(self, 0, "ahead", "lr")
 
 
 def nlrl(agent: Agent[Any], data: Data, *, env: EnvFactory, run: Run, cfg: NLRLConfig = NLRLConfig()) -> Agent[Any]:
     """The agent improved by what words say about its actions."""
     data.require(*NEEDS, by="nlrl")
-    critic, aggregator, improver = (player(spec, agent) for spec in (cfg.critic, cfg.aggregator, cfg.improver))
+    critic: Any = player(cfg.critic, agent)
+    aggregator, improver = player(cfg.aggregator, agent), player(cfg.improver, agent)
     note_roles(run, critic=critic, aggregator=aggregator, improver=improver)
     learners = learn.Learners(policy=learn.Learner(agent.policy, lr=cfg.lr), value=learn.Learner(critic, lr=cfg.lr))
+    words = Sampling(temperature=0.0, max_tokens=cfg.max_tokens)
     for step in run.steps(cfg.iterations, learners, name="nlrl"):
-        now, seed = agent.replace(policy=learners["policy"].sample()), run.seed("nlrl", step)
+        now, critic, seed = agent.replace(policy=learners["policy"].sample()), learners["value"].sample(), run.seed("nlrl", step)
+        asking: Any = {"env": env, "sampling": words, "seed": seed, "run": run}
         played = [e for e in rollout(now, env, data.train, seed=run.seed("play", step), run=run, tag=f"play{step}") if e.ok]
-        met = moments(played, cfg.moments, random.Random(run.seed("moments", step)))
+        met = moments(played, cfg.moments, random.Random(seed))
 
         # Estimate what the actions are worth, and train the value model on it.
-        critic, how = learners["value"].sample(), {"n": cfg.continuations, "ahead": cfg.ahead}
-        ways = continued(now, env, met, critic=critic, **how, seed=run.seed("ahead", step), run=run, tag=f"ahead{step}")
-        values = aggregate(aggregator, met, ways, env=env, seed=seed, run=run)
+        ways = continued(now, met, n=cfg.continuations, ahead=cfg.ahead, critic=critic, tag=f"ahead{step}", **asking)
+        values = aggregate(aggregator, met, ways, **asking)
         estimates = [(valued(m)[0].content, str(value)) for m, value in zip(met, values, strict=True) if value]
         run.event("estimates", step=step, written=estimates)
         rows = [row for episode in told(run, cfg.merged) for row in to_examples(episode, critic)]
-        shuffled = batches(rows, cfg.batch_size, epochs=cfg.epochs, seed=run.seed("value", step))
-        learned = learn.optimise(learners["value"], shuffled, learn.nll())
+        learned = learn.optimise(learners["value"], batches(rows, cfg.batch_size, epochs=cfg.epochs, seed=seed), learn.nll())
 
         # Improve: of the actions that the policy would take, the one whose words are best.
         moves = propose(now, env, met, n=cfg.samples, top=cfg.top, seed=seed, run=run)
-        said = iter(evaluate(learners["value"].sample(), [m for each in moves for m in each], env=env, seed=seed, run=run))
+        said = iter(evaluate(learners["value"].sample(), [m for each in moves for m in each], **asking))
         options = [[(m, value) for m in each if (value := next(said))] for each in moves]
         options = [each for each in options if each]
-        choices = improve(improver, options, env=env, seed=seed, run=run)
+        choices = improve(improver, options, **asking)
         better = [taken(each[c.best - 1][0], c.thought * cfg.reasons) for each, c in zip(options, choices, strict=True) if c]
         rows = [last_action(row) for e in better for row in to_examples(e, agent.policy, tools=env.of(e.task).tools)]
         metrics = learn.optimise(learners["policy"], batches(rows, cfg.batch_size, epochs=cfg.epochs, seed=seed), learn.nll())

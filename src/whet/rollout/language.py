@@ -45,6 +45,7 @@ IMPROVE = (
     'evaluations. Answer in JSON: {"thought": "the reasons", "best_move": its number}.'
 )
 SAMPLING = Sampling(temperature=0.0, max_tokens=512)
+"""How words are sampled, unless the caller says otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,12 +92,13 @@ def moments(episodes: Iterable[Episode], n: int, rng: random.Random) -> list[Mom
 
 def continued(
     agent: Agent[Any],
-    env: EnvFactory,
     met: Sequence[Moment],
     *,
+    env: EnvFactory,
     n: int,
     ahead: int = 0,
     critic: Policy | None = None,
+    sampling: Sampling = SAMPLING,
     seed: int = 0,
     run: Recorder | None = None,
     tag: str = "",
@@ -113,8 +115,9 @@ def continued(
     played = iter(rollout(agent, env, tasks, prefix=prefixes, seed=seed, run=run, tag=tag))
     ways = [[moment.episode] if moment.last else [next(played) for _ in range(n)] for moment in met]
     left = [_left(moment, episode, ahead) for moment, each in zip(met, ways, strict=True) for episode in each if episode.ok]
-    open_ = [moment for moment in left if not moment.last] if ahead else []
-    said = iter(evaluate(critic, open_, env=env, seed=derive_seed(seed, "ahead"), run=run)) if critic and open_ else iter(())
+    going_on = [moment for moment in left if ahead and not moment.last]
+    asking: Any = {"env": env, "sampling": sampling, "seed": derive_seed(seed, "ahead"), "run": run}
+    said = iter(evaluate(critic, going_on, **asking) if critic else [])
     ends = iter([next(said, None) if ahead and not moment.last else _outcome(moment.episode) for moment in left])
     found: list[list[Continuation]] = []
     places = iter(left)
@@ -131,23 +134,30 @@ def aggregate(
     ways: Sequence[Sequence[Continuation]],
     *,
     env: EnvFactory,
+    sampling: Sampling = SAMPLING,
     seed: int = 0,
     run: Recorder | None = None,
 ) -> list[Evaluation | None]:
     """What each moment's action is worth, by its continuations; None for one without any."""
     asked = [i for i, each in enumerate(ways) if each]
     prompts = [_asking(AGGREGATE, met[i], continuations="\n\n".join(map(_shown, ways[i]))) for i in asked]
-    answers = _answers(aggregator, prompts, [met[i].task for i in asked], env=env, seed=seed, run=run)
+    answers = _answers(aggregator, prompts, [met[i].task for i in asked], env, sampling, seed, run)
     found = dict(zip(asked, answers, strict=True))
     return [read_evaluation(found[i]) if i in found else None for i in range(len(met))]
 
 
 def evaluate(
-    critic: Policy, met: Sequence[Moment], *, env: EnvFactory, seed: int = 0, run: Recorder | None = None
+    critic: Policy,
+    met: Sequence[Moment],
+    *,
+    env: EnvFactory,
+    sampling: Sampling = SAMPLING,
+    seed: int = 0,
+    run: Recorder | None = None,
 ) -> list[Evaluation | None]:
     """What the value model says of each moment's action."""
     prompts = [valued(moment) for moment in met]
-    return list(map(read_evaluation, _answers(critic, prompts, [m.task for m in met], env=env, seed=seed, run=run)))
+    return list(map(read_evaluation, _answers(critic, prompts, [m.task for m in met], env, sampling, seed, run)))
 
 
 def valued(moment: Moment) -> tuple[Turn, ...]:
@@ -180,6 +190,7 @@ def improve(
     options: Sequence[Sequence[tuple[Moment, Evaluation]]],
     *,
     env: EnvFactory,
+    sampling: Sampling = SAMPLING,
     seed: int = 0,
     run: Recorder | None = None,
 ) -> list[Choice | None]:
@@ -189,7 +200,7 @@ def improve(
         told = [f"{k}. {line(moment.action)}\nevaluation: {value}" for k, (moment, value) in enumerate(moves, 1)]
         parts = {"conversation": transcript(moves[0][0].before), "moves": "\n".join(told)}
         prompts.append((_quoting(IMPROVE, parts),))
-    answers = _answers(improver, prompts, [moves[0][0].task for moves in options], env=env, seed=seed, run=run)
+    answers = _answers(improver, prompts, [moves[0][0].task for moves in options], env, sampling, seed, run)
     return [read_choice(said, len(moves)) for said, moves in zip(answers, options, strict=True)]
 
 
@@ -252,10 +263,16 @@ def _quoting(task: str, parts: dict[str, str]) -> Turn:
 
 
 def _answers(
-    policy: Policy, prompts: Sequence[tuple[Turn, ...]], tasks: Sequence[Task], *, env: EnvFactory, seed: int, run: Recorder | None
+    policy: Policy,
+    prompts: Sequence[tuple[Turn, ...]],
+    tasks: Sequence[Task],
+    env: EnvFactory,
+    sampling: Sampling,
+    seed: int,
+    run: Recorder | None,
 ) -> list[str]:
     """What was answered to each prompt; nothing where the policy's context is too short for it."""
-    answers = ask(policy, prompts, sampling=SAMPLING, seed=seed, env=env, tasks=tasks)
+    answers = ask(policy, prompts, sampling=sampling, seed=seed, env=env, tasks=tasks)
     _spend(run, answers)
     return [turn.content if turn else "" for turn in answers]
 
