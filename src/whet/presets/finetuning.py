@@ -89,6 +89,29 @@ LEADERBOARD: dict[str, dict[str, Any]] = {
             "batch_size": 8,
         },
     },
+    # No effect was seen: on 200 dev tasks 0.470, 0.545 and 0.480 without rounds (3 seeds), 0.500 and 0.535 with them (2 seeds), where a
+    # lie stands against each of two copies of the truth. Two out of three fabrications of the embedded model are about somebody else, and
+    # DPO hardly tells them apart (accuracy 0.50 to 0.57), so that few contradict what is asked. With lr=5e-4 and longer rounds the
+    # generator gets worse (0.15 to 0.33): it learns the names of the train split.
+    "atm": {
+        "env": "search:hops=1,given=4,copies=2,lies=2",
+        "recipes": ("atm:rounds=0", "atm"),
+        "baseline": "atm:rounds=0",
+        "claim": "atm",
+        "": {"train_tasks": 8, "expert_episodes": 128, "test_tasks": 256, "test_start": 2000},
+        "atm": {
+            "rounds": 2,
+            "fabrications": 2,
+            "steps": 48,
+            "lr": 1e-4,
+            "init_epochs": 4,
+            "init_lr": 5e-4,
+            "attacker_epochs": 4,
+            "dpo_lr": 1e-4,
+            "max_tokens": 32,
+            "probes": 0,
+        },
+    },
 }
 """Method -> `env`, `recipes`, `baseline` (one of them), `claim` (the recipe that is held against it), sizes under "", and
 options of methods under their names."""
