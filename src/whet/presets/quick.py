@@ -85,6 +85,7 @@ QUICK: dict[str, dict[str, Any]] = {
         "reasons": False,
         "epochs": 4,
         "lr": 5e-4,
+        "max_tokens": 48,
     },
     "ste": {
         "env": "catalogue:calls=1,hold=3",
