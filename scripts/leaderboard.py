@@ -54,7 +54,8 @@ def table(family: str) -> str:
         size = f"{ours.success.n}, {len(ours.seeds)}"
         scores = [points(ours.success), points(other.success), f"{points(ours.difference, '+')}"]
         lines.append([method.name, method.paper, evaluation.env, other.recipe, size, *scores, f"{made['date']}, {made['machine']}"])
-        wholes.append(f"## {method.title}\n\n{comparison.markdown().strip()}\n")
+        note = presets.FAMILIES[family].get(path.stem, {}).get("note", "")
+        wholes.append(f"## {method.title}\n\n{comparison.markdown().strip()}\n" + (f"\n{note}\n" if note else ""))
     rows_of = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
     about = (
         f"Made by `make leaderboard FAMILY={family}`. Success on held-out test tasks, sampled at temperature 1; intervals are clustered\n"

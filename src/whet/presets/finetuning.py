@@ -39,9 +39,12 @@ LEADERBOARD: dict[str, dict[str, Any]] = {
         "claim": "fireact",
         "": {"train_tasks": 64, "test_tasks": 256, "test_start": 3000},
         "fireact": {"epochs": 6, "lr": 5e-3, "batch_size": 8},
+        "note": (
+            "The paper's gain over one way of prompting does not appear. A chain of thought that succeeds without a call shows a "
+            "million parameters an answer that they cannot know, and they take to guessing where they should look; the paper's "
+            "models know much of what they are asked."
+        ),
     },
-    # With an expert for a teacher, what succeeded alone is learned better here than both: 82% against 67% on 200 dev tasks (2 seeds),
-    # so the paper's other claim does not hold for a model of this size.
     "nat": {
         "env": "search:hops=1-3",
         "recipes": ("nat:control=none", "nat:negatives=false", "nat"),
@@ -49,6 +52,10 @@ LEADERBOARD: dict[str, dict[str, Any]] = {
         "claim": "nat",
         "": {"train_tasks": 96, "test_tasks": 256, "test_start": 3000},
         "nat": {"teachers": ("expert", "expert@0.2"), "temperatures": (1.0,), "epochs": 8, "lr": 1e-3, "batch_size": 8},
+        "note": (
+            "Telling failures apart gains much over mixing them in. The paper's other claim, that failures add to what successes "
+            "teach, does not appear: half of the paths come from an expert, and its successes alone teach more."
+        ),
     },
     # Seen on 200 dev tasks, 1 seed: ste 0.785 [0.722, 0.837], sft 0.005 [0.001, 0.028]. Expert episodes are of train tasks, none of
     # which needs the APIs that dev and test tasks are about; all tools are offered in all of them, and STE tries each.
@@ -89,10 +96,20 @@ LEADERBOARD: dict[str, dict[str, Any]] = {
             "batch_size": 8,
         },
     },
-    # No effect was seen: on 200 dev tasks 0.470, 0.545 and 0.480 without rounds (3 seeds), 0.500 and 0.535 with them (2 seeds), where a
-    # lie stands against each of two copies of the truth. Two out of three fabrications of the embedded model are about somebody else, and
-    # DPO hardly tells them apart (accuracy 0.50 to 0.57), so that few contradict what is asked. With lr=5e-4 and longer rounds the
-    # generator gets worse (0.15 to 0.33): it learns the names of the train split.
+    # Seen on 200 dev tasks, 1 seed: self_talk 0.945 [0.904, 0.969], sft on the same 48 expert dialogues 0.560 [0.490, 0.628]. The
+    # base follows no prompt of this kind, so that it is first shown what a node asks for (`demonstrations`); without that, and
+    # from an agent that sft had made, self-talk over whole workflows did not help: 0.505 [0.436, 0.574].
+    "self_talk": {
+        "env": "client:steps=4",
+        "recipes": ("sft", "self_talk"),
+        "baseline": "sft",
+        "claim": "self_talk",
+        "": {"train_tasks": 256, "expert_episodes": 48, "test_tasks": 256, "test_start": 2000},
+        "sft": {"epochs": 8, "lr": 1e-3, "batch_size": 8},
+        "self_talk": {"demonstrations": 48, "epochs": 3, "lr": 1e-3, "batch_size": 8, "lora": None},
+    },
+    # Seen on 200 dev tasks: 0.470, 0.545 and 0.480 without rounds (3 seeds), 0.500 and 0.535 with them (2 seeds); with lr=5e-4 and rounds
+    # of 60 steps or more 0.15 and 0.33. DPO's accuracy on pairs of fabrications was 0.50 to 0.57.
     "atm": {
         "env": "search:hops=1,given=4,copies=2,lies=2",
         "recipes": ("atm:rounds=0", "atm"),
@@ -111,6 +128,11 @@ LEADERBOARD: dict[str, dict[str, Any]] = {
             "max_tokens": 32,
             "probes": 0,
         },
+        "note": (
+            "The paper's gain does not appear on dev tasks. The attacker, a million parameters too, writes pages that mostly are about "
+            "somebody else than who is asked about, so that few contradict the question's own documents, and harder rounds teach the "
+            "generator the names of the train split instead of whom to believe."
+        ),
     },
     # Seen on 200 dev tasks, 1 seed: 0.990 [0.964, 0.997] against 0.590 [0.520, 0.656] of the clone that it goes on from, by 776 episodes.
     # Aggregator and improver are scripts that read the same words as a model would; the value model is the embedded one.
@@ -133,5 +155,5 @@ LEADERBOARD: dict[str, dict[str, Any]] = {
         },
     },
 }
-"""Method -> `env`, `recipes`, `baseline` (one of them), `claim` (the recipe that is held against it), sizes under "", and
-options of methods under their names."""
+"""Method -> `env`, `recipes`, `baseline` (one of them), `claim` (the recipe that is held against it), sizes under "",
+options of methods under their names, and a `note` where what the paper claims is not what is found."""

@@ -106,6 +106,15 @@ QUICK: dict[str, dict[str, Any]] = {
         "lr": 5e-4,
         "batch_size": 8,
     },
+    "self_talk": {
+        "env": "client:steps=4",
+        "train_tasks": 128,
+        "demonstrations": 48,
+        "epochs": 4,
+        "lr": 1e-3,
+        "batch_size": 8,
+        "lora": None,
+    },
 }
 """Method -> the environment it is shown on, sizes of the data, and its options."""
 SIZES = {"train_tasks": 128, "dev_tasks": 32, "test_tasks": 64, "expert_episodes": 32}
