@@ -108,30 +108,31 @@ LEADERBOARD: dict[str, dict[str, Any]] = {
         "sft": {"epochs": 8, "lr": 1e-3, "batch_size": 8},
         "self_talk": {"demonstrations": 48, "epochs": 3, "lr": 1e-3, "batch_size": 8, "lora": None},
     },
-    # Seen on 200 dev tasks: 0.470, 0.545 and 0.480 without rounds (3 seeds), 0.500 and 0.535 with them (2 seeds); with lr=5e-4 and rounds
-    # of 60 steps or more 0.15 and 0.33. DPO's accuracy on pairs of fabrications was 0.50 to 0.57.
+    # Seen on 200 dev tasks, 2 seeds each: 0.525 and 0.450 against 0.450 and 0.495 without rounds. Weaker rounds (128 questions, lr=1e-4,
+    # dpo_lr=1e-4 for one epoch) gave 0.500 and 0.535 against 0.470, 0.545 and 0.480; such of 128 steps at lr=5e-4 gave 0.150 (1 seed).
     "atm": {
         "env": "search:hops=1,given=4,copies=2,lies=2",
         "recipes": ("atm:rounds=0", "atm"),
         "baseline": "atm:rounds=0",
         "claim": "atm",
-        "": {"train_tasks": 8, "expert_episodes": 128, "test_tasks": 256, "test_start": 2000},
+        "": {"train_tasks": 8, "expert_episodes": 256, "test_tasks": 256, "test_start": 2000},
         "atm": {
             "rounds": 2,
-            "fabrications": 2,
+            "fabrications": 3,
             "steps": 48,
-            "lr": 1e-4,
-            "init_epochs": 4,
+            "lr": 2e-4,
+            "init_epochs": 2,
             "init_lr": 5e-4,
-            "attacker_epochs": 4,
-            "dpo_lr": 1e-4,
-            "max_tokens": 32,
+            "attacker_epochs": 6,
+            "dpo_epochs": 4,
+            "dpo_lr": 3e-4,
+            "max_tokens": 24,
             "probes": 0,
         },
         "note": (
-            "The paper's gain does not appear on dev tasks. The attacker, a million parameters too, writes pages that mostly are about "
-            "somebody else than who is asked about, so that few contradict the question's own documents, and harder rounds teach the "
-            "generator the names of the train split instead of whom to believe."
+            "The paper's gain does not appear on dev tasks. The attacker does get better (the perplexity of the right answer rises from one "
+            "round to the next), but the generator learns nothing about whom to believe that holds for people it has not seen; harder "
+            "rounds make it worse."
         ),
     },
     # Seen on 200 dev tasks, 1 seed: 0.990 [0.964, 0.997] against 0.590 [0.520, 0.656] of the clone that it goes on from, by 776 episodes.
