@@ -130,7 +130,7 @@ LEADERBOARD: dict[str, dict[str, Any]] = {
             "probes": 0,
         },
         "note": (
-            "The paper's gain does not appear on dev tasks. The attacker does get better (the perplexity of the right answer rises from one "
+            "The paper's gain does not appear on dev tasks. The attacker gets better (the perplexity of the right answer rises from one "
             "round to the next), but the generator learns nothing about whom to believe that holds for people it has not seen; harder "
             "rounds make it worse."
         ),
