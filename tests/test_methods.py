@@ -48,6 +48,8 @@ CHEAP: dict[str, dict[str, Any]] = {
     "agent_ohana": {"sources": ("expert", "self"), "judge": "script:rater", "epochs": 3, "lr": 1e-2, "batch_size": 4},
     "fireact": {"teacher": "expert", "epochs": 3, "lr": 1e-2, "batch_size": 4},
     "nat": {"teachers": ("expert@0.5",), "epochs": 3, "lr": 1e-2, "batch_size": 4},
+    "atm": {"rounds": 2, "fabrications": 2, "steps": 2, "lr": 1e-2, "init_lr": 1e-2, "dpo_lr": 1e-2, "max_tokens": 4, "probes": 3},
+    "nlrl": {"iterations": 3, "continuations": 2, "samples": 2, "epochs": 12, "lr": 2e-2, "batch_size": 2, "max_tokens": 64},
     "ste": {"explorer": "self", "judge": "script:yes", "sessions": 2, "trials": 2, "epochs": 3, "lr": 1e-2, "batch_size": 4},
     "lumos": {"epochs": 3, "lr": 1e-2, "batch_size": 4},
     "swift_sage": {"epochs": 3, "lr": 1e-2, "batch_size": 4},
@@ -68,7 +70,11 @@ class Say(Env):
     def reset(self, task: Task) -> str:
         Say.splits.add(task.split)
         self.said: list[str] = []
-        return f"Say something about {task.id}."
+        self.shown = tuple(task.data.get("documents", (f"{task.id} likes yes.", f"{task.id} is far.")))
+        return "\n".join([*self.shown, f"Say something about {task.id}."])
+
+    def documents(self) -> tuple[str, ...]:
+        return self.shown
 
     def step(self, action: Action) -> Step:
         self.said.append(action.text)
@@ -95,6 +101,8 @@ class Say(Env):
         prompt, better = turns[-1].content, "no" if role == "contrarian" else "yes"
         if role == "editor":
             return "no" if quoted(prompt, "response") == "yes" else "yes"
+        if role in ("aggregator", "improver"):
+            return '{"final_evaluation": "good"}' if role == "aggregator" else '{"thought": "it is best.", "best_move": 1}'
         if role in ("judge", "contrarian"):
             a, b = (quoted(prompt, side).endswith(better) for side in "AB")
             return "tie" if a == b else "A" if a else "B"

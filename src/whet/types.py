@@ -212,7 +212,7 @@ class Example:
     logprobs: np.ndarray | None = None
     """float32 [T]: as sampled (the old policy's)."""
     reference: np.ndarray | None = None
-    """float32 [T]: under the reference policy."""
+    """float32 [T]: log-probs under the reference policy (for a loss of divergences, its divergences)."""
     temperature: float = 1.0
     """That of the distribution the log-probs belong to."""
     origin: str = ""
@@ -221,7 +221,7 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pair:
-    """Two rows of one task, the first preferred by `margin` (in units of reward)."""
+    """Two rows of one task, the first preferred by `margin` (in units of reward); or one answer in two contexts, the harder one first."""
 
     chosen: Example
     rejected: Example

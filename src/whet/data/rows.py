@@ -88,6 +88,15 @@ def _to_example(walk: Sequence[Turn], origin: str, chat: ChatFormat, weight: flo
     )
 
 
+def last_action(row: Example) -> Example:
+    """The row with nothing but its last assistant turn in the loss: what came before is read alone."""
+    spoken = np.flatnonzero(row.mask)
+    gaps = np.flatnonzero(np.diff(spoken) > 1)
+    mask = row.mask.copy()
+    mask[: spoken[gaps[-1] + 1] if len(gaps) else 0] = False
+    return dataclasses.replace(row, mask=mask, weights=np.where(mask, row.weights, 0.0).astype(np.float32))
+
+
 def render(walk: Sequence[Turn], chat: ChatFormat, *, tools: Sequence[Tool] = ()) -> list[tuple[Turn, tuple[int, ...]]]:
     """The tokens of each turn of a conversation; those that turns already hold are kept as they are.
 

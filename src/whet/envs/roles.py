@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
+from whet.envs import roles_language
 from whet.envs.base import Action, Env, Step
 from whet.policies.forms import PREFERENCE, form_of, quoted
 from whet.transcript import calls_in, line, read_transcript
@@ -100,6 +101,7 @@ def speak(env: Env, role: str, turns: Sequence[Turn], rng: random.Random) -> str
     actor          acts as the expert does behind the actions that are shown
     environment    what comes of the last action shown; `done` or `over` where that ends the episode
     teacher:WAY    acts as a model does that is prompted in one of the ways of `teach`
+    aggregator     sums up continuations, and an improver chooses among moves, by what they are shown (`roles_language`)
     """
     if role.startswith("teacher:"):
         return teach(env, role.removeprefix("teacher:"), turns, rng)
@@ -114,7 +116,7 @@ def speak(env: Env, role: str, turns: Sequence[Turn], rng: random.Random) -> str
             return "over" if not steps or not steps[-1].success else "done"
         told = steps[-1].observation
         return told if isinstance(told, str) else "\n".join(turn.content for turn in told)
-    return None
+    return roles_language.speak(role, asked(turns))
 
 
 ASTRAY = 0.25

@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from whet.learn.lora import Lora
     from whet.learn.losses import Loss, dpo, mito, nll, policy_gradient
     from whet.learn.reference import with_divergences, with_reference
+    from whet.learn.several import Learners
     from whet.learn.training import learner_for, mean_nll, optimise
 
 _HOME = {
     "group_advantages": "credit",
     "leave_one_out_advantages": "credit",
     "Learner": "learner",
+    "Learners": "several",
     "Lora": "lora",
     "with_divergences": "reference",
     "with_reference": "reference",
@@ -34,6 +36,7 @@ _HOME = {
 
 __all__ = [
     "Learner",
+    "Learners",
     "Lora",
     "Loss",
     "dpo",

@@ -40,7 +40,7 @@ def ask(
     async def answer(i: int, prompt: Sequence[Turn]) -> Turn | None:
         session = f"ask/{seed}/{i}"
         turns = policy.observe((), tuple(prompt), tuple(tools))
-        world = await _at(env, tasks[i]) if scripted and env is not None and tasks is not None else None
+        world = (await begin(env, tasks[i]))[0] if scripted and env is not None and tasks is not None else None
         request = Request(
             turns=turns,
             tools=tuple(tools),
@@ -56,8 +56,8 @@ def ask(
             return None
         finally:
             policy.release(session)
-            if world is not None and inspect.isawaitable(closing := world.close()):  # type: ignore[func-returns-value]
-                await closing
+            if world is not None:
+                await end(world)
 
     async def everything() -> list[Turn | None]:
         return list(await asyncio.gather(*(answer(i, prompt) for i, prompt in enumerate(prompts))))
@@ -65,9 +65,14 @@ def ask(
     return run_sync(everything())
 
 
-async def _at(env: EnvFactory, task: Task) -> Env:
-    """The task's environment, put to the task."""
+async def begin(env: EnvFactory, task: Task) -> tuple[Env, str | tuple[Turn, ...]]:
+    """The task's environment at its beginning, and what it shows there. The caller closes it."""
     world = env.of(task)()
-    if inspect.isawaitable(begun := world.reset(task)):
-        await begun
-    return world
+    seen = world.reset(task)
+    return world, await seen if inspect.isawaitable(seen) else seen
+
+
+async def end(world: Env) -> None:
+    """Close an environment."""
+    if inspect.isawaitable(closing := world.close()):  # type: ignore[func-returns-value]
+        await closing

@@ -119,6 +119,53 @@ LEADERBOARD: dict[str, dict[str, Any]] = {
         "": {"train_tasks": 32, "test_tasks": 256, "test_start": 3000},
         "llm_tmbr": {"ways.told": False, "epochs": 3, "lr": 5e-3, "batch_size": 8},
     },
+    # Seen on 200 dev tasks, 2 seeds each: 0.525 and 0.450 against 0.450 and 0.495 without rounds. Weaker rounds (128 questions, lr=1e-4,
+    # dpo_lr=1e-4 for one epoch) gave 0.500 and 0.535 against 0.470, 0.545 and 0.480; such of 128 steps at lr=5e-4 gave 0.150 (1 seed).
+    "atm": {
+        "env": "search:hops=1,given=4,copies=2,lies=2",
+        "recipes": ("atm:rounds=0", "atm"),
+        "baseline": "atm:rounds=0",
+        "claim": "atm",
+        "": {"train_tasks": 8, "expert_episodes": 256, "test_tasks": 256, "test_start": 2000},
+        "atm": {
+            "rounds": 2,
+            "fabrications": 3,
+            "steps": 48,
+            "lr": 2e-4,
+            "init_epochs": 2,
+            "init_lr": 5e-4,
+            "attacker_epochs": 6,
+            "dpo_epochs": 4,
+            "dpo_lr": 3e-4,
+            "max_tokens": 24,
+            "probes": 0,
+        },
+        "note": (
+            "The paper's gain does not appear on dev tasks. The attacker gets better (the perplexity of the right answer rises from one "
+            "round to the next), but the generator learns nothing about whom to believe that holds for people it has not seen; harder "
+            "rounds make it worse."
+        ),
+    },
+    # Seen on 200 dev tasks, 1 seed: 0.990 [0.964, 0.997] against 0.590 [0.520, 0.656] of the clone that it goes on from, by 776 episodes.
+    # Aggregator and improver are scripts that read the same words as a model would; the value model is the embedded one.
+    "nlrl": {
+        "env": "search:hops=1-2",
+        "recipes": ("sft", "sft+nlrl"),
+        "baseline": "sft",
+        "claim": "sft+nlrl",
+        "": {"train_tasks": 48, "expert_episodes": 16, "test_tasks": 256, "test_start": 2000},
+        "sft": {"epochs": 4, "lr": 5e-4, "batch_size": 8},
+        "nlrl": {
+            "iterations": 3,
+            "continuations": 4,
+            "samples": 8,
+            "moments": 2,
+            "reasons": False,
+            "epochs": 4,
+            "lr": 5e-4,
+            "max_tokens": 48,
+        },
+    },
 }
 """Method -> `env`, `recipes`, `baseline` (one of them), `claim` (the recipe that is held against it), sizes under "",
 options of methods under their names, and a `note` where what the paper claims is not what is found."""
