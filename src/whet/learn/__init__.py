@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from whet.errors import missing_extra
 
 if TYPE_CHECKING:
-    from whet.learn.credit import group_advantages, leave_one_out_advantages
+    from whet.learn.credit import group_advantages, leave_one_out_advantages, turn_weights
     from whet.learn.learner import Learner
     from whet.learn.lora import Lora
     from whet.learn.losses import Loss, dpo, ipo, kto, mito, nll, policy_gradient, simpo
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _HOME = {
     "group_advantages": "credit",
     "leave_one_out_advantages": "credit",
+    "turn_weights": "credit",
     "Learner": "learner",
     "Learners": "several",
     "Lora": "lora",
@@ -54,6 +55,7 @@ __all__ = [
     "optimise",
     "policy_gradient",
     "simpo",
+    "turn_weights",
     "with_divergences",
     "with_reference",
 ]

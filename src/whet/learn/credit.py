@@ -36,3 +36,14 @@ def leave_one_out_advantages(rewards: Sequence[float]) -> list[float]:
         return [0.0] * values.size
     others = (values.sum() - values) / (values.size - 1)
     return [float(a) for a in values - others]
+
+
+def turn_weights(n: int, *, gamma: float) -> list[float]:
+    """What the turns of an episode of `n` weigh in DMPO (arXiv 2406.14868): phi_t = gamma^t (1 - gamma^(n-t)) / (1 - gamma^n).
+
+    The first weighs 1, later ones less; they sum to 1 / (1 - gamma) - n gamma^n / (1 - gamma^n). With gamma = 1 they are the limit,
+    (n - t) / n, with gamma = 0 the first turn is all.
+    """
+    if gamma == 1.0:
+        return [(n - t) / n for t in range(n)]
+    return [float(gamma**t * (1 - gamma ** (n - t)) / (1 - gamma**n)) for t in range(n)]

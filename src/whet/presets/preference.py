@@ -13,13 +13,13 @@ PLACES: dict[str, dict[str, Any]] = {
         "env": "search:hops=1-3",
         "": {"train_tasks": 256, "expert_episodes": 16, "env_steps": 8192, "test_tasks": 256, "test_start": 4000},
         "sft": {"epochs": 4, "lr": 5e-4, "batch_size": 8},
-        "eto": {"iterations": 8, "samples": 16, "explore_temperature": 1.0, "beta": (1.0,), "lr": (1e-4,), "epochs": 1},
+        "eto": {"iterations": 16, "samples": 16, "explore_temperature": 1.0, "beta": (1.0,), "lr": (1e-4,), "epochs": 1},
     },
     "babyai": {
         "env": "babyai:level=GoToLocal,max_turns=12",
         "": {"train_tasks": 256, "expert_episodes": 16, "env_steps": 8192, "test_tasks": 256, "test_start": 4000},
         "sft": {"epochs": 4, "lr": 5e-4, "batch_size": 8},
-        "eto": {"iterations": 8, "samples": 16, "explore_temperature": 1.0, "beta": (1.0,), "lr": (1e-4,), "epochs": 1},
+        "eto": {"iterations": 16, "samples": 16, "explore_temperature": 1.0, "beta": (1.0,), "lr": (1e-4,), "epochs": 1},
     },
 }
 """Where they are compared, with what SFT and ETO are run with there."""

@@ -121,6 +121,16 @@ QUICK: dict[str, dict[str, Any]] = {
         "lora": None,
     },
     "llm_tmbr": {"env": "workshop:depth=1-3", "train_tasks": 32, "ways.told": False, "epochs": 3, "lr": 5e-3, "batch_size": 8},
+    "dmpo": {
+        "env": "search:hops=1-3",
+        "expert_episodes": 32,
+        "iterations": 3,
+        "samples": 8,
+        "explore_temperature": 1.0,
+        "beta": 1.0,
+        "lr": 1e-4,
+        "epochs": 1,
+    },
 }
 """Method -> the environment it is shown on, sizes of the data, and its options."""
 SIZES = {"train_tasks": 128, "dev_tasks": 32, "test_tasks": 64, "expert_episodes": 32}

@@ -1,0 +1,114 @@
+"""DMPO, IPR and StepAgent: each one's own mechanism against cases made by hand.
+
+The model is tiny and random: what is tested is what it is given to learn from.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from helpers import spied, tiny_policy
+from whet import learn, methods
+from whet.agents import Agent
+from whet.config import configure
+from whet.envs import Action, Env, Step
+from whet.envs.base import EnvFactory
+from whet.errors import ConfigError
+from whet.policies import load_policy
+from whet.rollout import rollout
+from whet.runs import Run
+from whet.types import Data, Episode, Pair, Task
+
+
+class Path(Env):
+    """Three turns; whoever says `yes` in the first of them is right."""
+
+    max_turns = 3
+    max_tokens = 4
+
+    def reset(self, task: Task) -> str:
+        self.said: list[str] = []
+        return "Well?"
+
+    def step(self, action: Action) -> Step:
+        self.said.append(action.text)
+        over, good = len(self.said) == self.max_turns, self.said[0] == "yes"
+        return Step(observation="Go on.", reward=float(good and over), terminated=over, success=good and over)
+
+    def expert(self, rng: Any) -> Action:
+        return Action(text="yes")
+
+
+PATH = EnvFactory(Path)
+
+
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch) -> list[list[Any]]:
+    return spied(monkeypatch)
+
+
+def experts(env: EnvFactory = PATH, n: int = 3) -> tuple[Episode, ...]:
+    return tuple(rollout(Agent(load_policy("expert")), env, env.tasks("train", n), tag="experts"))
+
+
+def trained(name: str, env: EnvFactory = PATH, *, n: int = 3, **options: Any) -> tuple[Run, Agent[Any]]:
+    run, method = Run.scratch(), methods.get(name)
+    cfg: Any = configure(method.config, options)
+    return run, method.function(Agent(tiny_policy(seed=1)), Data(experts=experts(env, n)), env=env, run=run, cfg=cfg)
+
+
+def runs_of(row: Any) -> list[list[float]]:
+    """The weights of each action's tokens."""
+    at = np.flatnonzero(row.mask)
+    return [row.weights[part].tolist() for part in np.split(at, np.flatnonzero(np.diff(at) > 1) + 1)]
+
+
+# -- DMPO --------------------------------------------------------------------------------------------------------------------
+
+
+def test_dmpo_weighs_turns_by_their_place_and_the_episodes_length(given: list[list[Pair]]) -> None:
+    trained("dmpo", gamma=0.5, samples=2, lr=1e-3, epochs=1)
+    pairs = [pair for batch in given for pair in batch]
+    assert len(pairs) == 6
+    for pair in pairs:
+        assert pair.chosen.origin.startswith("experts/")
+        for row in (pair.chosen, pair.rejected):
+            turns = runs_of(row)
+            assert [turn[0] for turn in turns] == pytest.approx([1.0, 3 / 7, 1 / 7])
+            assert all(set(turn) == {turn[0]} for turn in turns), "all tokens of a turn weigh the same"
+
+
+def test_dmpos_loss_is_that_of_the_paper() -> None:
+    # A pair of two turns and of one: 0.4 (1 * d1 + (1/3) * d2) - 0.4 d3, gamma = 1/2 (phi_1 = 1/2 (1 - 1/2) / (1 - 1/4) = 1/3)
+    from test_losses import batch, run
+
+    weights = [*learn.turn_weights(2, gamma=0.5), *learn.turn_weights(1, gamma=0.5)]
+    d1, d2, d3 = 0.5, -0.2, 0.7
+    tokens = batch([0, 0, 1], weights, reference=[-1 - d1, -2 - d2, -3 - d3])
+    value, _, grad = run(learn.dpo(beta=0.4), [-1.0, -2.0, -3.0], tokens, learn.losses.Totals(tokens=3, rows=2, pairs=1))
+    margin = 0.4 * (d1 + d2 / 3 - d3)
+    assert value == pytest.approx(math.log1p(math.exp(-margin)), abs=1e-6)
+    slope = 0.4 / (1 + math.exp(margin))
+    assert grad == pytest.approx([-slope, -slope / 3, slope], abs=1e-6)
+
+
+def test_dmpo_of_one_turn_is_eto(given: list[list[Pair]]) -> None:
+    class One(Path):
+        max_turns = 1
+
+    env, shared = EnvFactory(One), {"samples": 2, "epochs": 1, "explore_temperature": 1.0}
+    _, one = trained("dmpo", env, beta=0.3, lr=1e-3, iterations=1, **shared)
+    ours = len(given)
+    _, other = trained("eto", env, beta=(0.3,), lr=(1e-3,), iterations=1, max_extra_turns=None, **shared)
+    assert ours == len(given) - ours > 0
+    same = [np.array_equal(a.numpy(), other.policy.weights[name].numpy()) for name, a in one.policy.weights.items()]
+    assert all(same), "same seeds, same pairs, same loss"
+
+
+def test_dmpo_refuses_a_discount_above_one() -> None:
+    with pytest.raises(ConfigError, match=r"gamma is 1\.5"):
+        methods.get("dmpo").config(gamma=1.5)
