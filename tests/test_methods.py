@@ -56,6 +56,7 @@ CHEAP: dict[str, dict[str, Any]] = {
     "self_talk": {"guide": "script:yes", "demonstrations": 2, "iterations": 3, "min_subgoals": 0, "lr": 1e-2, "batch_size": 4},
     "llm_tmbr": {"ways.branches": 2, "ways.patience": 1, "epochs": 3, "lr": 1e-2, "batch_size": 4},
     "dmpo": {"iterations": 3, "samples": 2, "explore_temperature": 1.0, "lr": 3e-3, "epochs": 1},
+    "ipr": {"iterations": 3, "completions": 2, "lr": 3e-3, "epochs": 1, "least": 0.0},
 }
 """Options with which each method takes three steps within a second. A new method adds its own here."""
 

@@ -112,3 +112,93 @@ def test_dmpo_of_one_turn_is_eto(given: list[list[Pair]]) -> None:
 def test_dmpo_refuses_a_discount_above_one() -> None:
     with pytest.raises(ConfigError, match=r"gamma is 1\.5"):
         methods.get("dmpo").config(gamma=1.5)
+
+
+# -- IPR ---------------------------------------------------------------------------------------------------------------------
+
+
+class Late(Path):
+    """It is the last turn that matters, and nothing before it."""
+
+    def step(self, action: Action) -> Step:
+        Path.step(self, action)
+        over, good = len(self.said) == self.max_turns, action.text == "yes"
+        return Step(observation="Go on.", reward=float(good and over), terminated=over, success=good and over)
+
+
+def pairs_of(given: list[list[Pair]]) -> dict[str, list[Pair]]:
+    found: dict[str, list[Pair]] = {"outcome": [], "step": []}
+    for pair in (pair for batch in given for pair in batch):
+        found[pair.kind].append(pair)
+    return found
+
+
+@pytest.mark.parametrize(("env", "where"), [(Path, []), (Late, [2])], ids=["early", "late"])
+def test_ipr_pairs_the_steps_that_matter(given: list[list[Pair]], env: type[Env], where: list[int]) -> None:
+    # Early: behind the expert's `yes` whatever follows is right, so that no later step is better than another. Late: a scorer that
+    # babbles fails from every state, so that all steps but the last are worth nothing, whoever takes them; of the last, the
+    # environment says what it is worth.
+    run, _ = trained("ipr", EnvFactory(env), iterations=1, epochs=1, completions=3)
+    found = pairs_of(given)
+    assert len(found["outcome"]) == 3
+    (event,) = run.events("expert_steps")
+    assert event["worth"] == [1.0] * 9 if env is Path else [0.0, 0.0, 1.0] * 3
+    begun = {e.id: e.tags["fork"] for e in run.load_episodes("iteration0")}
+    assert sorted(fork["actions"] for fork in begun.values()) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert all(fork["episode"].startswith("experts/") for fork in begun.values())
+    assert sorted(begun[pair.rejected.origin]["actions"] for pair in found["step"]) == where * 3
+
+
+@pytest.mark.parametrize("suffix", [True, False])
+def test_iprs_step_pairs_share_what_came_before_token_for_token(given: list[list[Pair]], suffix: bool, monkeypatch: Any) -> None:
+    # Made-up values that are for the expert's steps everywhere, so that there is a pair in every state.
+    from whet.methods import ipr
+    from whet.rollout.values import Value
+
+    def values(scorer: Any, env: Any, beginnings: Any, **options: Any) -> list[Value]:
+        return [Value(mean=float(e.id.startswith("experts/")), n=1) for e, _ in beginnings]
+
+    monkeypatch.setattr(ipr, "prefix_values", values)
+    trained("ipr", EnvFactory(Late), iterations=1, epochs=1, suffix=suffix)
+    found = pairs_of(given)["step"]
+    assert len(found) == 6
+    for pair in found:
+        begin = int(np.argmax(pair.chosen.mask))
+        assert pair.chosen.tokens[:begin].tolist() == pair.rejected.tokens[:begin].tolist()
+        assert not pair.rejected.mask[:begin].any()
+        assert begin > int(np.argmax(pair.chosen.tokens[:begin] != 0)), "there is something that both begin with"
+    actions = sorted(len(runs_of(pair.chosen)) for pair in found)
+    assert actions == ([1, 1, 1, 2, 2, 2] if suffix else [1] * 6)
+
+
+def test_ipr_needs_both_rewards_to_agree(given: list[list[Pair]], monkeypatch: Any) -> None:
+    from whet.methods import ipr
+    from whet.rollout.values import Value
+
+    def against(scorer: Any, env: Any, beginnings: Any, **options: Any) -> list[Value]:
+        return [Value(mean=float(not e.id.startswith("experts/")), n=1) for e, _ in beginnings]
+
+    monkeypatch.setattr(ipr, "prefix_values", against)
+    trained("ipr", EnvFactory(Late), iterations=1, epochs=1)
+    assert pairs_of(given)["step"] == []
+
+
+def test_iprs_reference_and_scorer_stay(given: list[list[Pair]], monkeypatch: Any) -> None:
+    from whet.methods import ipr
+
+    scorers, values = [], ipr.prefix_values
+
+    def spy(scorer: Any, *args: Any, **options: Any) -> Any:
+        scorers.append((scorer.policy.version, scorer.sampling.temperature))
+        return values(scorer, *args, **options)
+
+    monkeypatch.setattr(ipr, "prefix_values", spy)
+    run, better = trained("ipr", EnvFactory(Late), iterations=2, epochs=1, lr=1e-2, completions=1)
+    version = tiny_policy(seed=1).version
+    assert scorers == [(version, 1.0)] * 3, "the expert's steps once, its own in each iteration"
+    assert better.policy.version != version
+    first, second = (e["metrics"] for e in run.events("log"))
+    assert first["outcome_pairs"] == second["outcome_pairs"] == 3
+    experts = {(p.origin, i // 3): float(p.chosen.reference.sum()) for i, p in enumerate(pairs_of(given)["outcome"])}  # type: ignore[union-attr]
+    for origin in {origin for origin, _ in experts}:
+        assert experts[origin, 0] == pytest.approx(experts[origin, 1]), "the same policy's log-probs in both iterations"

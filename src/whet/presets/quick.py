@@ -131,6 +131,16 @@ QUICK: dict[str, dict[str, Any]] = {
         "lr": 1e-4,
         "epochs": 1,
     },
+    "ipr": {
+        "env": "search:hops=1-3",
+        "expert_episodes": 32,
+        "iterations": 3,
+        "completions": 4,
+        "beta": 1.0,
+        "lr": 1e-4,
+        "epochs": 1,
+        "nll": 0.1,
+    },
 }
 """Method -> the environment it is shown on, sizes of the data, and its options."""
 SIZES = {"train_tasks": 128, "dev_tasks": 32, "test_tasks": 64, "expert_episodes": 32}
