@@ -27,7 +27,8 @@ LEADERBOARD: dict[str, dict[str, Any]] = {
         "agent_tuning": {"epochs": 4, "lr": 5e-4, "batch_size": 8},
         "note": (
             "Held against the agent before tuning. On the environment's own tasks agent data alone (eta=1) do as well; what the paper "
-            "mixes for, that other abilities stay, shows in the perplexity of held-out conversations, which each run logs."
+            "mixes for, that other abilities stay, is not seen either: the loss on 100 held-out conversations, which each run logs, rose "
+            "by 0.014 to 0.022 nats a token with the mixture and by 0.014 to 0.017 without (3 seeds), little in both."
         ),
     },
     "agent_ohana": {
