@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
@@ -169,6 +169,14 @@ def reopened(episode: Episode, turns: Sequence[Turn]) -> Episode:
 def actions(episode: Episode) -> tuple[object, ...]:
     """What the policy did, to tell episodes apart by: the tokens of its turns, or their text where they have none."""
     return tuple(turn.tokens or (turn.content, repr(turn.tool_calls)) for turn in episode.turns if turn.trained)
+
+
+def different(episodes: Iterable[Episode], most: int) -> list[Episode]:
+    """The first `most` of the episodes that differ in what the policy did."""
+    found: dict[object, Episode] = {}
+    for episode in episodes:
+        found.setdefault(actions(episode), episode)
+    return list(found.values())[:most]
 
 
 def confidence(episode: Episode) -> float:
