@@ -1,7 +1,7 @@
 """From episodes to training rows, and from rows to the packs that a model computes."""
 
 from whet.data.packing import Pack, pack_rows
-from whet.data.rows import actions, batches, confidence, different, last_action, opening, reopened, rows_of, to_examples, to_pair
+from whet.data.rows import actions, batches, confidence, different, last_action, opening, reopened, rows_of, to_examples, to_pair, turn_ends
 
 __all__ = [
     "Pack",
@@ -16,4 +16,5 @@ __all__ = [
     "rows_of",
     "to_examples",
     "to_pair",
+    "turn_ends",
 ]

@@ -88,12 +88,17 @@ def _to_example(walk: Sequence[Turn], origin: str, chat: ChatFormat, weight: flo
     )
 
 
+def turn_ends(row: Example) -> np.ndarray:
+    """Where each assistant turn of the row has its last token, int64 [turns]."""
+    spoken = np.flatnonzero(row.mask)
+    return spoken[np.diff(spoken, append=len(row.mask) + 1) > 1]
+
+
 def last_action(row: Example) -> Example:
     """The row with nothing but its last assistant turn in the loss: what came before is read alone."""
-    spoken = np.flatnonzero(row.mask)
-    gaps = np.flatnonzero(np.diff(spoken) > 1)
+    ends = turn_ends(row)
     mask = row.mask.copy()
-    mask[: spoken[gaps[-1] + 1] if len(gaps) else 0] = False
+    mask[: ends[-2] + 1 if len(ends) > 1 else 0] = False
     return dataclasses.replace(row, mask=mask, weights=np.where(mask, row.weights, 0.0).astype(np.float32))
 
 

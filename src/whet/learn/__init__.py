@@ -8,15 +8,23 @@ from typing import TYPE_CHECKING, Any
 from whet.errors import missing_extra
 
 if TYPE_CHECKING:
-    from whet.learn.credit import group_advantages, leave_one_out_advantages
+    from whet.learn.credit import PPO, credited, gae, group_advantages, leave_one_out_advantages, whitened
     from whet.learn.learner import Learner
     from whet.learn.lora import Lora
     from whet.learn.losses import Loss, dpo, mito, nll, policy_gradient
+    from whet.learn.ppo import actor_critic, ppo, value_regression
     from whet.learn.reference import with_divergences, with_reference
     from whet.learn.several import Learners
     from whet.learn.training import learner_for, mean_nll, optimise
 
 _HOME = {
+    "PPO": "credit",
+    "credited": "credit",
+    "gae": "credit",
+    "whitened": "credit",
+    "actor_critic": "ppo",
+    "ppo": "ppo",
+    "value_regression": "ppo",
     "group_advantages": "credit",
     "leave_one_out_advantages": "credit",
     "Learner": "learner",
@@ -35,11 +43,15 @@ _HOME = {
 }
 
 __all__ = [
+    "PPO",
     "Learner",
     "Learners",
     "Lora",
     "Loss",
+    "actor_critic",
+    "credited",
     "dpo",
+    "gae",
     "group_advantages",
     "learner_for",
     "leave_one_out_advantages",
@@ -48,6 +60,9 @@ __all__ = [
     "nll",
     "optimise",
     "policy_gradient",
+    "ppo",
+    "value_regression",
+    "whitened",
     "with_divergences",
     "with_reference",
 ]
