@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whet.cli.common import (
+    LIMITS,
     SIZES,
     Parser,
     add_agent_options,
@@ -56,6 +57,7 @@ def parser(command: str) -> Parser:
     p.add_argument("--workers", type=positive, default=2, metavar="N", help="processes at a time, with one thread each")
     p.add_argument("--baseline", default=None, metavar="RECIPE", help="compare with this one (default: the recipe without its last method)")
     p.add_argument("--budget", type=positive, default=None, metavar="N", help="episodes of practice per stage")
+    p.add_argument("--env-steps", type=positive, default=None, metavar="N", help="environment steps of practice per stage")
     p.add_argument("--preset", default=None, help="settings for this environment and method, such as demo")
     p.add_argument("--out", required=True, metavar="DIR", help="where the runs go; the same again goes on with them")
     return p
@@ -155,7 +157,7 @@ def _by_method(texts: list[str], used: list[str]) -> dict[str, dict[str, str]]:
 
 def _same_settings(out: Path, args: argparse.Namespace) -> None:
     """Runs in one comparison share these; a comparison that is continued with others would mix two experiments."""
-    keys = ("env", "model", "temperature", "preset", "budget", "general", *SIZES)
+    keys = ("env", "model", "temperature", "preset", *LIMITS, "general", *SIZES)
     settings = {key: getattr(args, key) for key in keys} | {"overrides": sorted(args.overrides)}
     path = out / "compare.json"
     if path.exists():
@@ -197,7 +199,7 @@ def _passed_on(args: argparse.Namespace, stage: str) -> list[str]:
             value = _common(args, key)
             passed += [] if value is None else [option, str(value)]
         return passed
-    for key in (*SIZES, "budget", "temperature", "preset", "general"):
+    for key in (*SIZES, *LIMITS, "temperature", "preset", "general"):
         if getattr(args, key) is not None:
             passed += [f"--{key.replace('_', '-')}", str(getattr(args, key))]
     return passed

@@ -38,6 +38,7 @@ def parser(command: str) -> Parser:
     add_general_option(p)
     p.add_argument("--seed", type=count, default=0, metavar="N", help="everything random follows from it")
     p.add_argument("--budget", type=positive, default=None, metavar="N", help="stop after this many episodes of practice")
+    p.add_argument("--env-steps", type=positive, default=None, metavar="N", help="stop after this many environment steps of practice")
     p.add_argument("--preset", default=None, help="settings for this environment and method, such as demo")
     p.add_argument("--out", default=None, metavar="DIR", help="the run's directory (default: runs/ENV-METHOD-seedN)")
     p.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
@@ -68,6 +69,7 @@ def main(args: argparse.Namespace) -> None:
         "model": args.model,
         "seed": args.seed,
         "budget": _first(args.budget, outer.get("budget"), None),
+        "env_steps": _first(args.env_steps, outer.get("env_steps"), None),
         "temperature": temperature,
         **sizes,
     }

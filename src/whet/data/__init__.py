@@ -1,6 +1,7 @@
 """From episodes to training rows, and from rows to the packs that a model computes."""
 
 from whet.data.packing import Pack, pack_rows
+from whet.data.pairs import unpaired
 from whet.data.rows import actions, batches, confidence, different, last_action, opening, reopened, rows_of, to_examples, to_pair, turn_ends
 
 __all__ = [
@@ -17,4 +18,5 @@ __all__ = [
     "to_examples",
     "to_pair",
     "turn_ends",
+    "unpaired",
 ]

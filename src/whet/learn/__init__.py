@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from whet.learn.credit import PPO, credited, gae, group_advantages, leave_one_out_advantages, whitened
     from whet.learn.learner import Learner
     from whet.learn.lora import Lora
-    from whet.learn.losses import Loss, dpo, mito, nll, policy_gradient
+    from whet.learn.losses import Loss, dpo, ipo, kto, mito, nll, policy_gradient, simpo
     from whet.learn.ppo import actor_critic, ppo, value_regression
     from whet.learn.reference import with_divergences, with_reference
     from whet.learn.several import Learners
@@ -34,9 +34,12 @@ _HOME = {
     "with_reference": "reference",
     "Loss": "losses",
     "dpo": "losses",
+    "ipo": "losses",
+    "kto": "losses",
     "mito": "losses",
     "nll": "losses",
     "policy_gradient": "losses",
+    "simpo": "losses",
     "optimise": "training",
     "learner_for": "training",
     "mean_nll": "training",
@@ -53,6 +56,8 @@ __all__ = [
     "dpo",
     "gae",
     "group_advantages",
+    "ipo",
+    "kto",
     "learner_for",
     "leave_one_out_advantages",
     "mean_nll",
@@ -61,6 +66,7 @@ __all__ = [
     "optimise",
     "policy_gradient",
     "ppo",
+    "simpo",
     "value_regression",
     "whitened",
     "with_divergences",

@@ -94,10 +94,11 @@ def whitened(values: np.ndarray) -> np.ndarray:
     """The values with mean 0 and variance 1 (the sample one, n - 1, as in TRL), float64; of fewer than two, zeros."""
     if values.size < 2:
         return np.zeros(values.shape)
-    return (values - values.mean()) / np.sqrt(values.var(ddof=1) + WHITEN_EPSILON)
+    centred: np.ndarray = values - values.mean()
+    return centred / np.sqrt(values.var(ddof=1) + WHITEN_EPSILON)
 
 
-def credited(rows: Sequence[Example], rewards: Sequence[Sequence[float]], how: PPO = PPO()) -> list[Example]:
+def credited(rows: Sequence[Example], rewards: Sequence[Sequence[float]], how: PPO) -> list[Example]:
     """The rows with advantages as `weights`, and with the `returns` that a critic is to expect.
 
     `rewards` has those of each row's assistant turns, paid with a turn's last token. Every token of an action costs

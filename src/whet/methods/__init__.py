@@ -10,16 +10,19 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from whet.errors import ConfigError, did_you_mean
 from whet.policies import Policy, load_policy
+from whet.rollout.replay import must_replay
 
 if TYPE_CHECKING:
     from whet.agents import Agent
+    from whet.envs.base import EnvFactory
     from whet.runs import Run
+    from whet.types import Data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +56,23 @@ class Method:
     paper: str
     """Such as `arXiv:2402.03300`; several are separated by commas."""
     needs: tuple[str, ...]
-    """Of `train`, `dev`, `experts`, `general`: what must not be empty in its data."""
+    """Of `train`, `dev`, `experts`, `general`: what must not be empty in its data; and `replay`, where it begins episodes in the midst
+    of others."""
     config: type
     """The frozen dataclass of its options, with the paper's values."""
     function: Callable[..., Any]
     """`function(agent, data, *, env, run, cfg) -> Agent`"""
     parts: Parts = Parts()
+
+
+def require(needs: Sequence[str], data: Data, env: EnvFactory, *, by: str) -> None:
+    """What a method checks before any work. Raises ConfigError for a part of the data that is empty.
+
+    Raises CannotReplay where it needs `replay` and an environment of its train tasks or expert episodes cannot.
+    """
+    data.require(*(need for need in needs if need != "replay"), by=by)
+    if "replay" in needs:
+        must_replay(env, [*data.train, *(episode.task for episode in data.experts)], by=by)
 
 
 def player(spec: str, agent: Agent[Any]) -> Policy:
