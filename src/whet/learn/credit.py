@@ -95,7 +95,7 @@ def whitened(values: np.ndarray) -> np.ndarray:
     if values.size < 2:
         return np.zeros(values.shape)
     centred: np.ndarray = values - values.mean()
-    return centred / np.sqrt(values.var(ddof=1) + WHITEN_EPSILON)
+    return centred / float(np.sqrt(values.var(ddof=1) + WHITEN_EPSILON))
 
 
 def credited(rows: Sequence[Example], rewards: Sequence[Sequence[float]], how: PPO) -> list[Example]:
@@ -115,6 +115,11 @@ def credited(rows: Sequence[Example], rewards: Sequence[Sequence[float]], how: P
     ]
 
 
+def at_end(row: Example, reward: float) -> list[float]:
+    """The rewards of the row's assistant turns where all of it is paid with the last one."""
+    return [0.0] * (len(turn_ends(row)) - 1) + [reward]
+
+
 def _estimated(row: Example, rewards: Sequence[float], how: PPO) -> tuple[np.ndarray, np.ndarray]:
     """Advantages and returns of the row's action tokens."""
     ends = turn_ends(row)
@@ -126,9 +131,8 @@ def _estimated(row: Example, rewards: Sequence[float], how: PPO) -> tuple[np.nda
     paid[ends] = rewards
     if how.kl:
         if row.logprobs is None or row.reference is None:
-            raise ConfigError(
-                f"row {row.origin!r} has no {'reference' if row.logprobs is not None else 'sampled'} log-probs for kl={how.kl}"
-            )
+            lacking = "sampled" if row.logprobs is None else "reference"
+            raise ConfigError(f"row {row.origin!r} has no {lacking} log-probs, which the penalty of kl={how.kl} is made from")
         paid -= how.kl * (row.logprobs.astype(np.float64) - row.reference)
     values = row.values[row.mask]
     advantages = gae(paid[row.mask], values, gamma=how.gamma, lam=how.lam)

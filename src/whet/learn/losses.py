@@ -13,7 +13,7 @@ add up in the same way.
     policy_gradient   reward: the clipped surrogate of PPO and GRPO with an optional KL penalty
     mito              robustness: likelihood in one context, and how far it moves the distributions from those in another
 
-Those of actor-critic methods are in `whet.learn.ppo`.
+Those of actor-critic methods are in `whet.learn.proximal`.
 """
 
 from __future__ import annotations
