@@ -88,9 +88,7 @@ def test_the_penalty_is_against_the_policy_that_was_given_in_every_step(given: l
     assert abs(logged(run)[2][2]["kl"]) > 1e-3
 
 
-def test_the_critic_is_the_learners_own_and_remembers(
-    given: list[list[Example]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_critic_is_the_learners_own_and_remembers(given: list[list[Example]], monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[dict[str, Any]] = []
     spy = learn.Learner
     monkeypatch.setattr(learn, "Learner", lambda *args, **options: made.append(options) or spy(*args, **options))

@@ -120,7 +120,7 @@ def _made(name: str, value: Any, args: argparse.Namespace) -> Filter:
     if name == "judge":
         if args.least is None or math.isnan(args.least):
             raise ConfigError("--judge needs --least, the score of what is kept")
-        return filters.judged(_judge(value), at_least=args.least, name=value)
+        return filters.judged(judge_of(value), at_least=args.least, name=value)
     simple: dict[str, Any] = {f.__name__: f for f in (filters.min_reward, filters.min_turns, filters.max_turns, filters.max_characters)}
     made: Filter = simple[name](value)
     return made
@@ -147,7 +147,7 @@ def _no_overlap(spec: str, args: argparse.Namespace) -> Filter:
     return filters.no_overlap(held_out, n=args.ngram, env=env)
 
 
-def _judge(spec: str) -> Judge:
+def judge_of(spec: str) -> Judge:
     """The function that `path/to/file.py:FUNCTION` or `package.module:FUNCTION` names."""
     place, _, name = spec.rpartition(":")
     try:

@@ -1,22 +1,39 @@
 """From episodes to training rows, and from rows to the packs that a model computes."""
 
 from whet.data.packing import Pack, pack_rows
-from whet.data.pairs import unpaired
-from whet.data.rows import actions, batches, confidence, different, last_action, opening, reopened, rows_of, to_examples, to_pair, turn_ends
+from whet.data.pairs import Contrast, extremes, outcome, segment, siblings, step, to_pairs, unpaired
+from whet.data.rows import (
+    actions,
+    batches,
+    confidence,
+    different,
+    last_action,
+    opening,
+    reopened,
+    rows_of,
+    to_examples,
+    turn_ends,
+)
 
 __all__ = [
+    "Contrast",
     "Pack",
     "actions",
     "batches",
     "confidence",
     "different",
+    "extremes",
     "last_action",
     "opening",
+    "outcome",
     "pack_rows",
     "reopened",
     "rows_of",
+    "segment",
+    "siblings",
+    "step",
     "to_examples",
-    "to_pair",
+    "to_pairs",
     "turn_ends",
     "unpaired",
 ]
