@@ -88,12 +88,12 @@ def _to_example(walk: Sequence[Turn], origin: str, chat: ChatFormat, weight: flo
     )
 
 
-def last_action(row: Example) -> Example:
-    """The row with nothing but its last assistant turn in the loss: what came before is read alone."""
+def last_action(row: Example, n: int = 1) -> Example:
+    """The row with nothing but its last `n` assistant turns in the loss: what came before is read alone."""
     spoken = np.flatnonzero(row.mask)
     gaps = np.flatnonzero(np.diff(spoken) > 1)
     mask = row.mask.copy()
-    mask[: spoken[gaps[-1] + 1] if len(gaps) else 0] = False
+    mask[: spoken[gaps[-n] + 1] if len(gaps) >= n else 0] = False
     return dataclasses.replace(row, mask=mask, weights=np.where(mask, row.weights, 0.0).astype(np.float32))
 
 

@@ -4,6 +4,8 @@
     positive, critic    debate a response; when they are free, they weigh what the other said
     advisor             passes on the suggestion that the debate found plausible
     editor              does what the first suggestion says that it can do
+    reconstructor       writes the query that finds the first page
+    locator             marks the documents between tags, and copies the lines that the question asks for
 
 They stand in for models, and like models they err: the critic suggests something else, and either debater weighs wrongly, in
 one of five cases (`ERRS`); a judge that sees no difference names what it was shown first.
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 ERRS = 0.2
 _CALL = re.compile(r"(?P<thought>.*?) ?(?P<call>(?P<name>search|answer|calculate)\((?P<key>\w+)='(?P<value>[^']*)'\))$")
+_NUMBERED = re.compile(r"\[(?P<number>\d+)\] (?P<person>\w+)$")
 _INSTEAD = "Instead: "
 _PLAUSIBLE, _NOT = "Plausible: ", "Not plausible: "
 _RIGHT = "the response says what follows from the pages."
@@ -42,6 +45,10 @@ def speak(env: Search, role: str, turns: Sequence[Turn], rng: random.Random) -> 
         return _advice(quoted(prompt, "discussion"))
     if role == "editor":
         return _edited(quoted(prompt, "suggestions"), _response(prompt))
+    if role == "reconstructor":
+        return " ".join([env.question.path[0], *env.question.relations])
+    if role == "locator":
+        return _marks(env, quoted(turns[-1].content, "retrieval"))
     if role not in ("positive", "critic"):
         return None
     right = _next(env, read_transcript(quoted(prompt, "conversation")))
@@ -53,6 +60,22 @@ def speak(env: Search, role: str, turns: Sequence[Turn], rng: random.Random) -> 
         return _weighed(fits, _RIGHT, rng)
     other = f"search(query={rng.choice(list(env.question.pages))!r})"
     return f"It gets nowhere. {_INSTEAD}{other if fits or rng.random() < ERRS else right}"
+
+
+def _marks(env: Search, retrieval: str) -> str:
+    """A line for each numbered document: whether it is a page that the question needs, with what it says there."""
+    question = env.question
+    asked = {(question.sum_of[0], "age"), (question.sum_of[1], "age")} if question.sum_of else set()
+    asked |= {(question.path[0 if question.sum_of else i], relation) for i, relation in enumerate(question.relations)}
+    marks: dict[str, list[str]] = {}
+    person = number = ""
+    for text in retrieval.splitlines():
+        if head := _NUMBERED.match(text):
+            person, number = head["person"], head["number"]
+            marks[number] = []
+        elif (person, text.partition(" ")[0]) in asked:
+            marks[number].append(text)
+    return "\n".join(f"[{number}] {'[Relevant] ' + lines[0] if lines else '[Irrelevant]'}" for number, lines in marks.items())
 
 
 def _weighed(plausible: bool, point: str, rng: random.Random) -> str:

@@ -120,6 +120,14 @@ QUICK: dict[str, dict[str, Any]] = {
         "batch_size": 8,
         "lora": None,
     },
+    "smart": {
+        "env": "search:hops=1,given=12",
+        "train_tasks": 0,
+        "expert_episodes": 192,
+        **{f"{stage}.{key}": value for stage in ("short", "long") for key, value in (("lr", 2e-3), ("batch_size", 8), ("lora", None))},
+        "short.epochs": 6,
+        "long.epochs": 5,
+    },
     "llm_tmbr": {"env": "workshop:depth=1-3", "train_tasks": 32, "ways.told": False, "epochs": 3, "lr": 5e-3, "batch_size": 8},
 }
 """Method -> the environment it is shown on, sizes of the data, and its options."""
