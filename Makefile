@@ -68,7 +68,7 @@ base: $(VENV)/.user  ## rebuild the embedded base model from nothing (about twen
 	$(BIN)/python scripts/base/build.py
 	$(BIN)/python scripts/base/card.py
 
-leaderboard: $(VENV)/.user  ## the comparisons of a family of methods, resumable; FAMILY=practice (on BabyAI) or finetuning
+leaderboard: $(VENV)/.user  ## the comparisons of a family of methods, resumable; FAMILY=practice (on BabyAI), finetuning or preference
 ifeq ($(FAMILY),practice)
 	$(BIN)/whet compare --env babyai:level=GoToLocal,max_turns=12 --model base --preset demo --recipes base,sft,sft+rejection_sampling,sft+eto,sft+grpo \
 	  --seeds 3 --workers 2 --out runs/babyai

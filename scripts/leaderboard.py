@@ -2,8 +2,9 @@
 
     python scripts/leaderboard.py FAMILY [METHOD ...] [--seeds 3] [--workers 2]
 
-A comparison that was interrupted goes on where it was; one that is finished costs nothing. Results go to
-results/FAMILY/METHOD.json, and the table of all that are there to results/FAMILY.md.
+A method that is compared in several places has an entry METHOD@PLACE for each. A comparison that was interrupted goes on where
+it was; one that is finished costs nothing. Results go to results/FAMILY/METHOD.json, and the table of all that are there to
+results/FAMILY.md.
 """
 
 from __future__ import annotations
@@ -42,10 +43,10 @@ def run(family: str, name: str, entry: dict[str, Any], seeds: int, workers: int)
 
 def table(family: str) -> str:
     """A row for each comparison, as Markdown: the claim, then its notes; then each comparison in full."""
-    head = ["method", "paper", "environment", "held against", "tasks, seeds", "success [95%]", "the other's", "difference", "made"]
+    head = ["method", "paper", "environment", "held against", "tasks, seeds", "success [95%]", "the other's", "difference", "steps", "made"]
     lines, wholes = [head, ["---"] * len(head)], []
     for path in sorted((ROOT / "results" / family).glob("*.json")):
-        comparison, record, method = Comparison.load(path), json.loads(path.read_text()), methods.get(path.stem)
+        comparison, record, method = Comparison.load(path), json.loads(path.read_text()), methods.get(presets.shown(path.stem))
         made = record["made"]
         rows = {row.recipe: row for row in comparison.rows if not row.part}
         ours = rows[made["claim"]]
@@ -53,15 +54,22 @@ def table(family: str) -> str:
         evaluation = next(iter(comparison.evaluations.values()))[0]
         size = f"{ours.success.n}, {len(ours.seeds)}"
         scores = [points(ours.success), points(other.success), f"{points(ours.difference, '+')}"]
-        lines.append([method.name, method.paper, evaluation.env, other.recipe, size, *scores, f"{made['date']}, {made['machine']}"])
+        steps = f"{env_steps(record, ours.recipe)} / {env_steps(record, other.recipe)}"
+        lines.append([method.name, method.paper, evaluation.env, other.recipe, size, *scores, steps, f"{made['date']}, {made['machine']}"])
         note = presets.FAMILIES[family].get(path.stem, {}).get("note", "")
         wholes.append(f"## {method.title}\n\n{comparison.markdown().strip()}\n" + (f"\n{note}\n" if note else ""))
     rows_of = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
     about = (
         f"Made by `make leaderboard FAMILY={family}`. Success on held-out test tasks, sampled at temperature 1; intervals are clustered\n"
-        "by task, differences paired by task and seed. Who speaks by a script is named under each comparison."
+        "by task, differences paired by task and seed. Steps are the environment's, replayed ones included, ours / the other's.\n"
+        "Who speaks by a script is named under each comparison."
     )
     return f"{about}\n\n{rows_of}\n\n" + "\n".join(wholes)
+
+
+def env_steps(record: dict[str, Any], recipe: str) -> str:
+    """Environment steps that making one agent took, mean over seeds."""
+    return f"{record['costs'].get(recipe, {}).get('env_steps', 0):,}"
 
 
 def points(value: Any, sign: str = "") -> str:
@@ -72,15 +80,16 @@ def points(value: Any, sign: str = "") -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("family", choices=sorted(presets.FAMILIES))
-    parser.add_argument("methods", nargs="*", metavar="METHOD", help="only these")
+    parser.add_argument("methods", nargs="*", metavar="METHOD", help="only these, in all their places or in one (METHOD@PLACE)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     board = presets.FAMILIES[args.family]
-    unknown = set(args.methods) - set(board)
-    if unknown:
-        parser.error(f"not in {args.family}: {', '.join(sorted(unknown))}; expected {', '.join(board)}")
-    failed = [name for name in args.methods or board if not run(args.family, name, board[name], args.seeds, args.workers)]
+    known = {*board, *map(presets.shown, board)}
+    if unknown := set(args.methods) - known:
+        parser.error(f"not in {args.family}: {', '.join(sorted(unknown))}; expected {', '.join(sorted(known))}")
+    wanted = [name for name in board if not args.methods or {name, presets.shown(name)} & set(args.methods)]
+    failed = [name for name in wanted if not run(args.family, name, board[name], args.seeds, args.workers)]
     if (ROOT / "results" / args.family).exists():
         (ROOT / "results" / f"{args.family}.md").write_text(table(args.family))
     for name in failed:

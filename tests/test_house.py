@@ -11,12 +11,12 @@ import pytest
 
 import whet
 from whet import load_env, methods, presets
-from whet.cli.common import SIZES
+from whet.cli.common import LIMITS, SIZES
 from whet.config import configure
 
 SOURCE = Path(whet.__file__).parent
 FLOOR = {
-    **dict.fromkeys(("errors", "seeding", "transcript", "types"), 0),
+    **dict.fromkeys(("errors", "seeding", "transcript", "types", "userfile"), 0),
     **dict.fromkeys(("tools", "config"), 1),
     **dict.fromkeys(("envs", "policies", "runs"), 2),
     **dict.fromkeys(("agents", "rewards"), 3),
@@ -26,7 +26,7 @@ FLOOR = {
     "report": 7,
     "cli": 8,
 }
-OUTER = {*SIZES, "budget", "temperature"}
+OUTER = {*SIZES, *LIMITS, "temperature"}
 FILES = sorted(SOURCE.rglob("*.py"))
 
 
@@ -125,7 +125,7 @@ def test_leaderboards_compare_what_exists(family, name):
     from whet.cli.compare import _method, _stages
 
     entry = presets.FAMILIES[family][name]
-    assert name in methods.names()
+    assert presets.shown(name) in methods.names()
     stages = _stages(list(entry["recipes"]))
     assert {entry["baseline"], entry["claim"]} <= set(stages)
     for part in {part for stage in stages for part in stage.split("+")} - {"base"}:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from whet.errors import ConfigError
-from whet.learn import dpo, mito, nll, policy_gradient
+from whet.learn import dpo, ipo, kto, mito, nll, policy_gradient, simpo
 from whet.learn.heads import Hidden, Logits
 from whet.learn.losses import Loss, Tokens, Totals
 
@@ -88,6 +88,54 @@ def test_dpo_starts_at_log_2_and_adds_the_chosen_rows_likelihood() -> None:
     assert value == pytest.approx(LN2 + 0.2 * 1.5)
     assert metrics["nll_chosen"] == pytest.approx(1.5)
     assert grad == pytest.approx([-0.05 - 0.1, -0.05 - 0.1, 0.05])
+
+
+# The same pair as in `test_dpo_by_hand`: D is 1 over two tokens and -2 over one.
+PAIR, ONE_PAIR = batch([0, 0, 1], [1.0] * 3, reference=[-2.0, -2.0, -1.0]), Totals(tokens=3, rows=2, pairs=1)
+
+
+def test_ipo_by_hand() -> None:
+    # Means over tokens 1/2 and -2: (2.5 - 1 / (2 * 0.25))^2 = 0.25, and d loss / d logprob = 2 * 0.5 / length
+    value, metrics, grad = run(ipo(tau=0.25), LOGPROBS, PAIR, ONE_PAIR)
+    assert value == pytest.approx(0.25)
+    assert grad == pytest.approx([0.5, 0.5, -1.0])
+    assert metrics == pytest.approx({"accuracy": 1.0, "margin": 2.5, "reward_chosen": 0.5, "reward_rejected": -2.0})
+    # Sums 1 and -2, as the paper writes it: (3 - 2)^2
+    value, _, grad = run(ipo(tau=0.25, average=False), LOGPROBS, PAIR, ONE_PAIR)
+    assert value == pytest.approx(1.0)
+    assert grad == pytest.approx([2.0, 2.0, -2.0])
+
+
+def test_simpo_by_hand() -> None:
+    # Means of the log-probs -1.5 and -3, whatever a reference says: 2 (1.5) - 1 = 2; slope 2 sigmoid(-2) over the length
+    value, metrics, grad = run(simpo(beta=2.0, gamma=1.0), LOGPROBS, PAIR, ONE_PAIR)
+    assert value == pytest.approx(math.log1p(math.exp(-2)))
+    slope = 2 / (1 + math.exp(2))
+    assert grad == pytest.approx([-slope / 2, -slope / 2, slope])
+    assert metrics == pytest.approx({"accuracy": 1.0, "margin": 3.0, "reward_chosen": -3.0, "reward_rejected": -6.0})
+
+
+def test_kto_by_hand() -> None:
+    # Row 0 is desirable and weighs 2: D = 1; row 1 is not: D = -2. The mismatched rows have D of 0.5 on average.
+    # 2 (1 - s(0.5 (1 - 0.5))) + (1 - s(0.5 (0.5 + 2))), over two; slopes -+ lambda beta s (1 - s) / 2
+    loss = kto(beta=0.5)
+    tokens = batch([0, 0, 1], [2.0, 2.0, -1.0], reference=[-2.0, -2.0, -1.0])
+    assert loss.baseline is not None
+    assert float(loss.baseline(torch.tensor(LOGPROBS), tokens)) == pytest.approx(1 - 2)
+    value, metrics, grad = run(loss, LOGPROBS, tokens, Totals(tokens=3, rows=4, pairs=2, baseline=0.5))
+    s, t = (1 / (1 + math.exp(-x)) for x in (0.25, 1.25))
+    assert value == pytest.approx((2 * (1 - s) + (1 - t)) / 2)
+    assert grad == pytest.approx([-2 * 0.5 * s * (1 - s) / 2] * 2 + [0.5 * t * (1 - t) / 2])
+    assert metrics == pytest.approx({"kl": 0.5, "accuracy": 1.0, "reward_desirable": 0.25, "reward_undesirable": -0.5})
+
+
+def test_kto_takes_no_zero_below_zero_and_adds_the_likelihood_of_what_is_desirable() -> None:
+    tokens, totals = batch([0, 0, 1], [1.0, 1.0, -1.0], reference=LOGPROBS), Totals(tokens=3, rows=4, pairs=2, baseline=-3.0)
+    value, metrics, grad = run(kto(beta=0.1, nll=0.2), LOGPROBS, tokens, totals)
+    assert value == pytest.approx(0.5 + 0.2 * 1.5 / 2)  # the mean of 1 and 2, over two rows
+    assert metrics["kl"] == 0
+    assert metrics["nll_desirable"] == pytest.approx(0.75)
+    assert grad == pytest.approx([-0.1 / 4 / 2 - 0.05] * 2 + [0.1 / 4 / 2])
 
 
 def test_policy_gradient_clips_by_hand() -> None:
@@ -200,6 +248,8 @@ def test_mito_is_a_mean_over_tokens_then_over_pairs() -> None:
         policy_gradient(aggregation="token-mean"),
         policy_gradient(aggregation="constant", constant=7),
         dpo(beta=0.3, nll=0.1),
+        ipo(tau=0.3),
+        simpo(),
     ],
     ids=lambda loss: loss.name,
 )
@@ -228,6 +278,9 @@ def test_micro_batches_add_up_to_the_batch(loss: Loss) -> None:
     [
         (lambda: nll(normalise="rows"), "Did you mean 'row'"),  # type: ignore[arg-type]
         (lambda: dpo(beta=0.0), "beta is 0.0"),
+        (lambda: ipo(tau=0.0), "tau is 0.0"),
+        (lambda: simpo(gamma=-1.0), "gamma is -1.0"),
+        (lambda: kto(nll=-1.0), "nll is -1.0"),
         (lambda: mito(beta=-1.0), "beta is -1.0"),
         (lambda: policy_gradient(clip_low=2.0), "clip_low=2.0"),
         (lambda: policy_gradient(aggregation="tokens"), "unknown aggregation 'tokens'"),  # type: ignore[arg-type]

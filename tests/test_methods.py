@@ -22,7 +22,7 @@ from whet.cli import main
 from whet.config import configure
 from whet.envs import Action, Env, Step
 from whet.envs.base import EnvFactory
-from whet.errors import ConfigError, SplitError
+from whet.errors import CannotReplay, ConfigError, SplitError
 from whet.evals import evaluate
 from whet.methods.reflexion import PROMPT, reflexion
 from whet.methods.rejection_sampling import successes
@@ -197,7 +197,7 @@ def test_it_describes_itself(name: str) -> None:
     assert method.title
     assert method.paper.startswith("arXiv:")
     assert method.needs
-    assert set(method.needs) <= {"train", "dev", "experts", "general"}
+    assert set(method.needs) <= {"train", "dev", "experts", "general", "replay"}
     assert method.config() == method.config()
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(method.config(), dataclasses.fields(method.config)[0].name, 1)
@@ -708,6 +708,22 @@ def test_a_function_that_reflects_is_named_in_the_run() -> None:
     run, better = reflect(my_reflector, trials=1)
     assert better.memory == {}
     assert [event["scripted"] for event in run.events("reflector")] == ["my_reflector"]
+
+
+class Forgetful(Tell):
+    """Never twice the same."""
+
+    replayable = False
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if "replay" in methods.get(name).needs])
+def test_step_level_methods_refuse_by_name_what_cannot_replay(name: str) -> None:
+    env, run = EnvFactory(Forgetful), Run.scratch()
+    cfg: Any = configure(methods.get(name).config, CHEAP[name])
+    with pytest.raises(CannotReplay, match=f"{name} begins episodes in the midst of others, and environment 'forgetful' cannot replay"):
+        methods.get(name).function(agent(), make_data(env), env=env, run=run, cfg=cfg)
+    assert not list(run.load_episodes()), "it is refused before any work"
+    assert not list(run.events("roles"))
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------------

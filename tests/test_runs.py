@@ -396,6 +396,13 @@ def test_the_budget_ends_the_steps(tmp_path: Path) -> None:
         assert list(run.steps(5, name="b")) == []
 
 
+def test_the_budget_of_environment_steps_ends_the_steps(tmp_path: Path) -> None:
+    with Run.create(tmp_path / "run", {"seed": 0, "env_steps": 10, "budget": 1000}, quiet=True) as run:
+        for _ in run.steps(100, name="a"):
+            run.spend(Cost(episodes=1, env_steps=4))
+        assert run.cost.env_steps == 12
+
+
 def test_files_that_lost_what_was_committed_are_refused(tmp_path: Path) -> None:
     for name, damage in (
         ("events", lambda run: (run / "events.jsonl").write_text("")),

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from helpers import tiny_policy
-from whet.learn import Learner, Loss, dpo, group_advantages, nll, policy_gradient, with_reference
+from whet.data import unpaired
+from whet.learn import Learner, Loss, dpo, group_advantages, ipo, kto, nll, policy_gradient, simpo, with_reference
 from whet.types import Example, Pair
 
 trl = pytest.importorskip("trl")
@@ -45,26 +46,91 @@ def row(prompt: list[int], completion: list[int]) -> Example:
     return Example(tokens=np.array(prompt + completion), mask=mask, weights=mask.astype(np.float32))
 
 
-def test_dpo_is_trls(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("loss_type", "beta", "ours"), [("sigmoid", 0.05, dpo(beta=0.05)), ("ipo", 0.5, ipo(tau=0.5))], ids=["dpo", "ipo"])
+def test_dpo_and_ipo_are_trls(tmp_path: Path, loss_type: str, beta: float, ours: Loss) -> None:
     policy, reference = tiny_policy(seed=0), tiny_policy(seed=1)
     data = dpo_batch(np.random.default_rng(0))
     columns = {"prompt": ["a"] * 4, "chosen": ["b"] * 4, "rejected": ["c"] * 4}
     trainer = trl.DPOTrainer(
         model=policy.module(),
         ref_model=reference.module(),
-        args=trl.DPOConfig(output_dir=str(tmp_path), beta=0.05, loss_type="sigmoid", max_length=None, **COMMON),
+        args=trl.DPOConfig(output_dir=str(tmp_path), beta=beta, loss_type=loss_type, max_length=None, **COMMON),
         train_dataset=datasets.Dataset.from_dict(columns),
         processing_class=policy.tokenizer,
     )
     model = trainer.model.eval()
     theirs = trainer.compute_loss(model, trainer.data_collator(data))
     theirs.backward()
-    pairs = [Pair(chosen=row(d["prompt_ids"], d["chosen_ids"]), rejected=row(d["prompt_ids"], d["rejected_ids"])) for d in data]
-    metrics = assert_equal(dpo(beta=0.05), with_reference(pairs, reference), theirs, model, policy)
+    metrics = assert_equal(ours, with_reference(pairs_of(data), reference), theirs, model, policy)
     logged = trainer._metrics["eval"]
+    assert metrics["accuracy"] == pytest.approx(logged["rewards/accuracies"][0])
+    if loss_type == "ipo":  # what TRL logs of it is not divided by the length, as the loss is
+        return
     assert metrics["reward_chosen"] == pytest.approx(logged["rewards/chosen"][0], abs=1e-4)
     assert metrics["reward_rejected"] == pytest.approx(logged["rewards/rejected"][0], abs=1e-4)
-    assert metrics["accuracy"] == pytest.approx(logged["rewards/accuracies"][0])
+
+
+def pairs_of(data: list[dict[str, list[int]]]) -> list[Pair]:
+    return [Pair(chosen=row(d["prompt_ids"], d["chosen_ids"]), rejected=row(d["prompt_ids"], d["rejected_ids"])) for d in data]
+
+
+def test_simpo_is_trls(tmp_path: Path) -> None:
+    cpo, policy = pytest.importorskip("trl.experimental.cpo"), tiny_policy(seed=0)
+    columns = {"prompt": ["a"] * 4, "chosen": ["b"] * 4, "rejected": ["c"] * 4}
+    options = COMMON | {"max_length": 64, "loss_type": "simpo", "beta": 2.0, "simpo_gamma": 0.6, "cpo_alpha": 0.0}
+    trainer = cpo.CPOTrainer(
+        model=policy.module(),
+        args=cpo.CPOConfig(output_dir=str(tmp_path), disable_dropout=True, **options),
+        train_dataset=datasets.Dataset.from_dict(columns),
+        processing_class=policy.tokenizer,
+    )
+    model, data = trainer.model.eval(), dpo_batch(np.random.default_rng(0))
+    theirs, logged = trainer.get_batch_loss_metrics(model, padded(data), "eval")
+    theirs.backward()
+    metrics = assert_equal(simpo(beta=2.0, gamma=0.6), pairs_of(data), theirs.detach(), model, policy)
+    for ours, name in (("reward_chosen", "chosen"), ("reward_rejected", "rejected"), ("accuracy", "accuracies")):
+        assert metrics[ours] == pytest.approx(logged[f"eval_rewards/{name}"], abs=1e-4)
+
+
+def padded(data: list[dict[str, list[int]]]) -> dict[str, Any]:
+    """The batch as TRL's CPO trainer takes it."""
+    batch: dict[str, Any] = {}
+    for side in ("chosen", "rejected"):
+        ids = [d["prompt_ids"] + d[f"{side}_ids"] for d in data]
+        width = max(map(len, ids))
+        batch[f"{side}_input_ids"] = torch.tensor([i + [0] * (width - len(i)) for i in ids])
+        batch[f"{side}_attention_mask"] = torch.tensor([[1] * len(i) + [0] * (width - len(i)) for i in ids])
+        labels = [[-100] * len(d["prompt_ids"]) + d[f"{side}_ids"] for d in data]
+        batch[f"{side}_labels"] = torch.tensor([i + [-100] * (width - len(i)) for i in labels])
+    return batch
+
+
+def test_kto_is_trls(tmp_path: Path) -> None:
+    policy, reference = tiny_policy(seed=0), tiny_policy(seed=1)
+    data, good = dpo_batch(np.random.default_rng(0)), [True, False, True, True, False]
+    answers = [d["chosen_ids"] for d in data]
+    rows = [
+        {"prompt_ids": d["prompt_ids"], "completion_ids": answer, "KL_completion_ids": other, "label": label}
+        for d, answer, other, label in zip(data, answers, [answers[-1], *answers[:-1]], good, strict=True)
+    ]
+    weights = {"desirable_weight": 1.5, "undesirable_weight": 0.7}
+    trainer = trl.KTOTrainer(
+        model=policy.module(),
+        ref_model=reference.module(),
+        args=trl.KTOConfig(output_dir=str(tmp_path), beta=0.3, per_device_train_batch_size=5, **weights, **COMMON),
+        train_dataset=datasets.Dataset.from_dict({"prompt": ["a"] * 5, "completion": ["b"] * 5, "label": good}),
+        processing_class=policy.tokenizer,
+    )
+    model = trainer.model.eval()
+    theirs = trainer.compute_loss(model, trainer.data_collator(rows))
+    theirs.backward()
+    pairs = unpaired([row(d["prompt_ids"], d["chosen_ids"]) for d in data], good, desirable=1.5, undesirable=0.7)
+    metrics = assert_equal(kto(beta=0.3), with_reference(pairs, reference), theirs.detach(), model, policy)
+    logged = trainer._metrics["eval"]
+    assert metrics["kl"] == pytest.approx(logged["kl"][0], rel=1e-4)
+    assert metrics["kl"] > 0.1, "the zero is not the one that a clamp gives"
+    assert metrics["reward_desirable"] * 5 / 3 == pytest.approx(logged["rewards/chosen"][0], abs=1e-4)
+    assert metrics["reward_undesirable"] * 5 / 2 == pytest.approx(logged["rewards/rejected"][0], abs=1e-4)
 
 
 def test_masked_nll_is_transformers_loss() -> None:

@@ -221,7 +221,11 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pair:
-    """Two rows of one task, the first preferred by `margin` (in units of reward); or one answer in two contexts, the harder one first."""
+    """Two rows of one task, the first preferred by `margin` (in units of reward).
+
+    Or one answer in two contexts, the harder one first (`learn.mito`); or a row that is good or bad by itself, and a mismatched one
+    (`learn.kto`).
+    """
 
     chosen: Example
     rejected: Example

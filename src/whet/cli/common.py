@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from whet.types import Data, Episode
 
 SIZES = {"train_tasks": 256, "dev_tasks": 64, "test_tasks": 256, "test_start": 0, "expert_episodes": 64}
-"""Defaults of what a preset may set besides a method's config, with `budget` and `temperature`."""
+"""Defaults of what a preset may set besides a method's config, with `LIMITS` and `temperature`."""
+LIMITS = ("budget", "env_steps")
+"""How much a stage may practise: in episodes, in environment steps."""
 _SIZES_HELP = {"test_start": "number of the first test task: move on to tasks whose results nobody has seen while choosing settings "}
 
 
@@ -186,7 +188,7 @@ def preset(name: str | None, env: EnvFactory, method: str) -> tuple[dict[str, An
     from whet import presets
 
     found = dict(presets.get(env.name, name, method))
-    outer = {key: found.pop(key) for key in (*SIZES, "budget", "temperature") if key in found}
+    outer = {key: found.pop(key) for key in (*SIZES, *LIMITS, "temperature") if key in found}
     return found, outer
 
 
@@ -214,20 +216,24 @@ def general(method: Method, given: str | None) -> str | None:
 def make_data(env: EnvFactory, method: Method, sizes: dict[str, int], run: Run, conversations: str | None = None) -> Data:
     """The method's data: train and dev tasks, expert episodes if it needs them, and general conversations if any are named.
 
-    Raises ConfigError where it lacks something.
+    Raises ConfigError where it lacks something, CannotReplay where it needs an environment that replays.
     """
     from whet.data.general import read_general
-    from whet.methods import note_roles
+    from whet.methods import note_roles, require
     from whet.policies import load_policy
+    from whet.rollout.replay import must_replay
     from whet.types import Data
 
+    train = env.tasks("train", sizes["train_tasks"])
+    if "replay" in method.needs:
+        must_replay(env, train, by=f"method {method.name!r}")
     data = Data(
-        train=env.tasks("train", sizes["train_tasks"]),
+        train=train,
         dev=env.tasks("dev", sizes["dev_tasks"]),
         experts=experts(env, sizes["expert_episodes"], run) if "experts" in method.needs else (),
         general=read_general(conversations) if conversations else (),
     )
-    data.require(*method.needs, by=f"method {method.name!r}")
+    require(method.needs, data, env, by=f"method {method.name!r}")
     if cast := env.cast:
         note_roles(run, **{role: load_policy(spec) for role, spec in cast.items()})
     return data

@@ -31,13 +31,14 @@ if TYPE_CHECKING:
 
 def parser(command: str) -> Parser:
     p = Parser(command, "Improve an agent with one method, and evaluate it on held-out tasks. Options of the method: whet methods METHOD.")
-    p.add_argument("method", metavar="METHOD", help="see whet methods")
+    p.add_argument("method", metavar="METHOD", help="see whet methods; one of your own is path/to/my_method.py")
     p.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="options of the method, such as steps=20")
     add_agent_options(p, env_required=False)
     add_size_options(p)
     add_general_option(p)
     p.add_argument("--seed", type=count, default=0, metavar="N", help="everything random follows from it")
     p.add_argument("--budget", type=positive, default=None, metavar="N", help="stop after this many episodes of practice")
+    p.add_argument("--env-steps", type=positive, default=None, metavar="N", help="stop after this many environment steps of practice")
     p.add_argument("--preset", default=None, help="settings for this environment and method, such as demo")
     p.add_argument("--out", default=None, metavar="DIR", help="the run's directory (default: runs/ENV-METHOD-seedN)")
     p.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
@@ -68,13 +69,14 @@ def main(args: argparse.Namespace) -> None:
         "model": args.model,
         "seed": args.seed,
         "budget": _first(args.budget, outer.get("budget"), None),
+        "env_steps": _first(args.env_steps, outer.get("env_steps"), None),
         "temperature": temperature,
         **sizes,
     }
     conversations = general(method, args.general)
     config |= {"general": conversations} if conversations else {}
     agent = load_agent(args.model, temperature)
-    out = Path(args.out or f"runs/{env.name}-{args.method}-seed{args.seed}")
+    out = Path(args.out or f"runs/{env.name}-{method.name}-seed{args.seed}")
     with Run.create(out, config, resume=args.resume, quiet=args.quiet) as run:
         from whet.evals import evaluate
         from whet.report import write_report

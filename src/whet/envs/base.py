@@ -271,9 +271,18 @@ class EnvFactory:
     @functools.cached_property
     def tools(self) -> tuple[Tool, ...]:
         """The tools that a policy is told about in this environment with these options."""
+        return self._told("tools")  # type: ignore[no-any-return]
+
+    @functools.cached_property
+    def replayable(self) -> bool:
+        """Whether this environment with these options can replay (`Env.replayable`, which some say of each object)."""
+        return bool(self._told("replayable"))
+
+    def _told(self, name: str) -> Any:
+        """What an object that is made for this says of itself."""
         env = self()
         try:
-            return env.tools
+            return getattr(env, name)
         finally:
             if not inspect.iscoroutinefunction(env.close):
                 env.close()

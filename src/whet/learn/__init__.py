@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from whet.learn.credit import group_advantages, leave_one_out_advantages
     from whet.learn.learner import Learner
     from whet.learn.lora import Lora
-    from whet.learn.losses import Loss, dpo, mito, nll, policy_gradient
+    from whet.learn.losses import Loss, dpo, ipo, kto, mito, nll, policy_gradient, simpo
     from whet.learn.reference import with_divergences, with_reference
     from whet.learn.several import Learners
     from whet.learn.training import learner_for, mean_nll, optimise
@@ -26,9 +26,12 @@ _HOME = {
     "with_reference": "reference",
     "Loss": "losses",
     "dpo": "losses",
+    "ipo": "losses",
+    "kto": "losses",
     "mito": "losses",
     "nll": "losses",
     "policy_gradient": "losses",
+    "simpo": "losses",
     "optimise": "training",
     "learner_for": "training",
     "mean_nll": "training",
@@ -41,6 +44,8 @@ __all__ = [
     "Loss",
     "dpo",
     "group_advantages",
+    "ipo",
+    "kto",
     "learner_for",
     "leave_one_out_advantages",
     "mean_nll",
@@ -48,6 +53,7 @@ __all__ = [
     "nll",
     "optimise",
     "policy_gradient",
+    "simpo",
     "with_divergences",
     "with_reference",
 ]

@@ -119,6 +119,9 @@ class Learner:
         """
         examples, units = _unfold(rows, loss)
         totals, units = _totals(examples, units, loss)
+        if loss.baseline is not None:
+            totals = dataclasses.replace(totals, baseline=self._baseline(examples, units, loss))
+            units = [unit[:1] for unit in units]
         sums: dict[str, Tensor | float] = defaultdict(float)
         packs = pack_rows(examples, units, max_tokens=self.max_pack_tokens, share=self._scorer.shares)
         for pack in packs:
@@ -130,6 +133,19 @@ class Learner:
         self._has_gradient = True
         counts = {"rows": float(totals.rows), "tokens": float(totals.tokens), "computed": float(sum(len(p.tokens) for p in packs))}
         return {"loss": 0.0} | {name: float(value) for name, value in sums.items()} | counts
+
+    @torch.no_grad()
+    def _baseline(self, examples: Sequence[Example], units: Sequence[Unit], loss: Loss) -> float:
+        """The mean of the loss's baseline over the second rows of these pairs, under the present weights."""
+        assert loss.baseline is not None
+        second = [unit[1:] for unit in units]
+        packs = pack_rows(examples, second, max_tokens=self.max_pack_tokens, share=self._scorer.shares)
+        sums = (
+            loss.baseline(logprobs, _tokens(examples, pack, logprobs.device))
+            for pack in packs
+            for logprobs in [scores(self._scorer, examples, pack, loss)[0]]
+        )
+        return float(sum(sums)) / len(units)
 
     def optim_step(self) -> dict[str, float]:
         """One step of AdamW on the accumulated gradient, clipped to `clip_norm`; then the gradient is zero again.

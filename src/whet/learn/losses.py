@@ -7,6 +7,9 @@ add up in the same way.
 
     nll               imitation: masked negative log-likelihood with per-token weights
     dpo               preference: Direct Preference Optimization, with an optional likelihood term
+    ipo               preference: a margin of the log-ratios that is aimed at rather than made as large as possible
+    simpo             preference: without a reference, by likelihoods per token
+    kto               preference without pairs: what is desirable above, and what is not below, what other answers have
     policy_gradient   reward: the clipped surrogate of PPO and GRPO with an optional KL penalty
     mito              robustness: likelihood in one context, and how far it moves the distributions from those in another
 """
@@ -62,6 +65,8 @@ class Totals:
     pairs: int = 0
     seen: int = 0
     """Tokens in rows that are computed, which is what metrics are means over; 0 stands for all."""
+    baseline: float = 0.0
+    """Of a loss with a `baseline`: its mean over the pairs."""
 
     @property
     def computed(self) -> int:
@@ -81,6 +86,9 @@ class Loss:
     """Whether log-probs are those at each row's temperature, as they are where a ratio to sampled ones is taken."""
     divergence: bool = False
     """Whether it asks how the distributions of a pair's two rows diverge; both then hold the same masked-in tokens."""
+    baseline: Callable[[Tensor, Tokens], Tensor] | None = None
+    """`baseline(logprobs, tokens) -> []`, a sum over the second rows of pairs. Its mean over the whole batch is computed first, without
+    a gradient; `compute` then sees the pairs' first rows alone, and the mean in `totals`."""
     skips_zero_weight: bool = False
     """Whether rows whose weights are all zero cannot contribute a gradient, so that a learner may leave them out."""
 
@@ -122,14 +130,8 @@ def dpo(*, beta: float = 0.1, nll: float = 0.0) -> Loss:
         assert tokens.reference is not None
         implicit = beta * tokens.sum_rows(tokens.weight * (logprobs - tokens.reference))
         chosen, rejected = implicit[0::2], implicit[1::2]
-        margin = chosen - rejected
-        loss = -F.logsigmoid(margin).sum() / totals.pairs
-        metrics = {
-            "accuracy": (margin > 0).to(margin.dtype).sum() / totals.pairs,
-            "margin": margin.detach().sum() / totals.pairs,
-            "reward_chosen": chosen.detach().sum() / totals.pairs,
-            "reward_rejected": rejected.detach().sum() / totals.pairs,
-        }
+        loss = -F.logsigmoid(chosen - rejected).sum() / totals.pairs
+        metrics = _preferences(chosen, rejected, totals)
         if nll_coefficient:
             likelihood = -(tokens.sum_rows(logprobs) / tokens.lengths())[0::2].sum() / totals.pairs
             loss = loss + nll_coefficient * likelihood
@@ -137,6 +139,99 @@ def dpo(*, beta: float = 0.1, nll: float = 0.0) -> Loss:
         return loss, metrics
 
     return Loss(name="dpo", compute=compute, of="pairs", needs=("reference",))
+
+
+def ipo(*, tau: float = 0.1, average: bool = True) -> Loss:
+    """Identity Preference Optimisation (arXiv 2310.12036, equation 17), for pairs with reference log-probs.
+
+        L = mean over pairs of  (D_chosen - D_rejected - 1 / (2 tau))^2
+
+    With D as in `dpo`, but divided by the row's number of tokens, which is how the authors made their results, by what TRL
+    reports of them; `average=False` takes the sums that stand in the paper.
+    """
+    if tau <= 0:
+        raise ConfigError(f"tau is {tau}; expected tau > 0")
+
+    def compute(logprobs: Tensor, tokens: Tokens, totals: Totals) -> tuple[Tensor, Metrics]:
+        assert tokens.reference is not None
+        ratios = tokens.sum_rows(tokens.weight * (logprobs - tokens.reference))
+        if average:
+            ratios = ratios / tokens.lengths()
+        chosen, rejected = ratios[0::2], ratios[1::2]
+        loss = (chosen - rejected - 1 / (2 * tau)).square().sum() / totals.pairs
+        return loss, _preferences(chosen, rejected, totals)
+
+    return Loss(name="ipo", compute=compute, of="pairs", needs=("reference",))
+
+
+def simpo(*, beta: float = 2.0, gamma: float = 1.0) -> Loss:
+    """Simple Preference Optimization (arXiv 2405.14734, equation 6), for pairs; no reference.
+
+    L = mean over pairs of  -log sigmoid(beta (m_chosen - m_rejected) - gamma),   m = mean_t w_t log pi(t)
+    """
+    if beta <= 0 or gamma < 0:
+        raise ConfigError(f"beta is {beta} and gamma is {gamma}; expected beta > 0 and gamma >= 0")
+
+    def compute(logprobs: Tensor, tokens: Tokens, totals: Totals) -> tuple[Tensor, Metrics]:
+        implicit = beta * tokens.sum_rows(tokens.weight * logprobs) / tokens.lengths()
+        chosen, rejected = implicit[0::2], implicit[1::2]
+        loss = -F.logsigmoid(chosen - rejected - gamma).sum() / totals.pairs
+        return loss, _preferences(chosen, rejected, totals)
+
+    return Loss(name="simpo", compute=compute, of="pairs")
+
+
+def kto(*, beta: float = 0.1, nll: float = 0.0) -> Loss:
+    """Kahneman-Tversky Optimization (arXiv 2402.01306, equations 7 and 8), for rows that are good or bad by themselves.
+
+        L = mean over rows of  lambda (1 - sigmoid(+-beta (D - z))),   D = sum_t (log pi(t) - log pi_ref(t)),
+        z = max(0, mean over mismatched rows of D), held constant
+
+    + for what is desirable, - for what is not. The pairs are those of `data.unpaired`: their first row's weights are lambda where
+    it is desirable and -lambda where it is not; their second row is the mismatched one, the first's prompt with another's answer.
+    `nll` adds that many times the mean over rows of the desirable ones' mean negative log-likelihood per token (KTO with MLE,
+    as in AMOR, arXiv 2402.01469).
+    """
+    if beta <= 0 or nll < 0:
+        raise ConfigError(f"beta is {beta} and nll is {nll}; expected beta > 0 and nll >= 0")
+    nll_coefficient = nll
+
+    def ratios(logprobs: Tensor, tokens: Tokens) -> Tensor:
+        assert tokens.reference is not None
+        return tokens.sum_rows(logprobs - tokens.reference)
+
+    def compute(logprobs: Tensor, tokens: Tokens, totals: Totals) -> tuple[Tensor, Metrics]:
+        implicit, z = beta * ratios(logprobs, tokens), beta * max(0.0, totals.baseline)
+        scale = tokens.sum_rows(tokens.weight) / tokens.lengths()  # of the row: all its tokens weigh the same
+        loss = (scale.abs() * torch.sigmoid(scale.sign() * (z - implicit))).sum() / totals.pairs
+        good = (scale > 0).to(scale.dtype)
+        metrics = {
+            "kl": torch.full_like(loss, z / beta).detach() * tokens.n_rows / totals.pairs,
+            "accuracy": ((implicit - z) * scale > 0).to(scale.dtype).sum() / totals.pairs,
+            "reward_desirable": (good * implicit).detach().sum() / totals.pairs,
+            "reward_undesirable": ((1 - good) * implicit).detach().sum() / totals.pairs,
+        }
+        if nll_coefficient:
+            likelihood = -(good * tokens.sum_rows(logprobs) / tokens.lengths()).sum() / totals.pairs
+            loss = loss + nll_coefficient * likelihood
+            metrics["nll_desirable"] = likelihood.detach()
+        return loss, metrics
+
+    def baseline(logprobs: Tensor, tokens: Tokens) -> Tensor:
+        return ratios(logprobs, tokens).sum()
+
+    return Loss(name="kto", compute=compute, of="pairs", needs=("reference",), baseline=baseline)
+
+
+def _preferences(chosen: Tensor, rejected: Tensor, totals: Totals) -> Metrics:
+    """What is logged of implicit rewards [pairs]."""
+    margin = (chosen - rejected).detach()
+    return {
+        "accuracy": (margin > 0).to(margin.dtype).sum() / totals.pairs,
+        "margin": margin.sum() / totals.pairs,
+        "reward_chosen": chosen.detach().sum() / totals.pairs,
+        "reward_rejected": rejected.detach().sum() / totals.pairs,
+    }
 
 
 def policy_gradient(

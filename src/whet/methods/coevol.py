@@ -24,7 +24,7 @@ from whet.agents import Agent
 from whet.config import at_least
 from whet.data import batches, to_examples
 from whet.envs.base import EnvFactory
-from whet.methods import Parts, note_roles
+from whet.methods import Parts, note_roles, require
 from whet.policies import load_policy
 from whet.policies.workflow import untokenised
 from whet.rollout import rollout, success_rates
@@ -34,7 +34,7 @@ from whet.types import Data, Episode
 if TYPE_CHECKING:
     from whet.runs import Run
 
-NEEDS = ("train",)
+NEEDS = ("train", "replay")
 PARTS = Parts(
     source="imperfect teacher, several speakers",
     filter="model judge, positions swapped",
@@ -73,7 +73,7 @@ class CoEvolConfig:
 
 def coevol(agent: Agent[Any], data: Data, *, env: EnvFactory, run: Run, cfg: CoEvolConfig = CoEvolConfig()) -> Agent[Any]:
     """The agent fine-tuned on an imperfect teacher's episodes, after other speakers have improved them."""
-    data.require(*NEEDS, by="coevol")
+    require(NEEDS, data, env, by="coevol")
     teacher, panel = Agent(load_policy(cfg.teacher)), Panel.of(cfg.speaker, judge=cfg.judge)
     note_roles(run, teacher=teacher.policy, **(vars(panel) if cfg.iterations else {}))
     total = cfg.epochs * -(-len(data.train) // cfg.batch_size)

@@ -26,7 +26,7 @@ from whet.agents import Agent
 from whet.config import at_least
 from whet.data import batches, last_action, to_examples
 from whet.envs.base import EnvFactory
-from whet.methods import Parts, note_roles, player
+from whet.methods import Parts, note_roles, player, require
 from whet.policies.base import Sampling
 from whet.rollout import rollout, success_rates
 from whet.rollout.language import aggregate, continued, evaluate, exchange, improve, moments, propose, taken, valued
@@ -35,7 +35,7 @@ from whet.types import Data, Episode
 if TYPE_CHECKING:
     from whet.runs import Run
 
-NEEDS = ("train",)
+NEEDS = ("train", "replay")
 PARTS = Parts(
     source="self, with continuations of its own actions",
     filter="language values: what can be read",
@@ -84,7 +84,7 @@ class NLRLConfig:
 
 def nlrl(agent: Agent[Any], data: Data, *, env: EnvFactory, run: Run, cfg: NLRLConfig = NLRLConfig()) -> Agent[Any]:
     """The agent improved by what words say about its actions."""
-    data.require(*NEEDS, by="nlrl")
+    require(NEEDS, data, env, by="nlrl")
     critic: Any = player(cfg.critic, agent)
     aggregator, improver = player(cfg.aggregator, agent), player(cfg.improver, agent)
     note_roles(run, critic=critic, aggregator=aggregator, improver=improver)

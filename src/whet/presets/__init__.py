@@ -15,10 +15,13 @@ from typing import Any
 
 from whet.errors import ConfigError, did_you_mean
 from whet.presets.finetuning import LEADERBOARD as FINETUNING
+from whet.presets.preference import LEADERBOARD as PREFERENCE
 from whet.presets.quick import QUICK, SIZES
 
-FAMILIES = {"finetuning": FINETUNING}
-"""The leaderboards: family -> method -> what is compared, at which settings. A comparison's preset is FAMILY/METHOD."""
+FAMILIES = {"finetuning": FINETUNING, "preference": PREFERENCE}
+"""The leaderboards: family -> method -> what is compared, at which settings. A comparison's preset is FAMILY/METHOD.
+
+A method that is compared in several environments has an entry METHOD@PLACE for each of them."""
 ANY = "*"
 """Stands for every environment."""
 
@@ -62,6 +65,11 @@ PRESETS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
         "grpo": {"steps": 32, "tasks_per_step": 16, "group_size": 8, "lr": 2e-4, "kl": 0.0},
     },
 }
+
+
+def shown(entry: str) -> str:
+    """The method that an entry of a leaderboard is about."""
+    return entry.partition("@")[0]
 
 
 def names(env_name: str) -> list[str]:

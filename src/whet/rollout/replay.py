@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from whet.envs.base import EnvFactory
@@ -61,14 +61,19 @@ def align(prefix: Prefixes | None, tasks: Sequence[Task], env: EnvFactory) -> li
     if len(given) != len(tasks):
         raise ConfigError(f"prefix has {len(given)} entries for {len(tasks)} tasks; give one (or None) for each task")
     aligned = [p if p is None or isinstance(p, Prefix) else Prefix(turns=chain(p)) for p in given]
-    refused = next((f for task, p in zip(tasks, aligned) if p and not (f := env.of(task)).cls.replayable), None)
-    if refused is not None:
-        raise CannotReplay(
-            f"environment {refused.name!r} cannot replay (its class says `replayable = False`), and this call begins episodes from a "
-            "prefix. That needs a `reset(task)` and a `step` that always lead the same actions to the same observations; "
-            "make them so and set `replayable = True`, or use a method that works on whole episodes."
-        )
+    must_replay(env, [task for task, p in zip(tasks, aligned) if p], by="this call")
     return aligned
+
+
+def must_replay(env: EnvFactory, tasks: Iterable[Task], *, by: str) -> None:
+    """Raises CannotReplay where an environment of these tasks cannot replay; `by` says in the message who needs it."""
+    for factory in {env.of(task).name: env.of(task) for task in tasks}.values():
+        if not factory.replayable:
+            raise CannotReplay(
+                f"{by} begins episodes in the midst of others, and environment {factory.name!r} cannot replay (it says "
+                "`replayable = False`). That needs a `reset(task)` and a `step` that always lead the same actions to the same "
+                "observations; make them so and set `replayable = True`, or use a method that works on whole episodes."
+            )
 
 
 def split(turns: Sequence[Turn]) -> tuple[tuple[Turn, ...], list[tuple[Turn, tuple[Turn, ...]]]]:

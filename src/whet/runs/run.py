@@ -110,6 +110,8 @@ class Run:
         self.config = dict(config)
         self.budget: int | None = config.get("budget")
         """Episodes after which `steps` stops; None for no limit."""
+        self.env_steps: int | None = config.get("env_steps")
+        """Environment steps after which it stops, replayed ones included; None for no limit."""
         self.progress = Progress(quiet=quiet)
         self._lock = Lock(directory / "lock") if directory and writer else None
         self._commit_state = _Commit.read(directory / "commit.json") if directory else _Commit()
@@ -166,9 +168,9 @@ class Run:
         return cls(directory, _read_config(directory)["config"], writer=False)
 
     @classmethod
-    def scratch(cls, seed: int = 0, *, budget: int | None = None, quiet: bool = True) -> Run:
+    def scratch(cls, seed: int = 0, *, budget: int | None = None, env_steps: int | None = None, quiet: bool = True) -> Run:
         """A run that leaves nothing on disk: for callers who pass none."""
-        return cls(None, {"seed": seed, "budget": budget}, writer=True, quiet=quiet)
+        return cls(None, {"seed": seed, "budget": budget, "env_steps": env_steps}, writer=True, quiet=quiet)
 
     def __enter__(self) -> Run:
         return self
@@ -238,8 +240,9 @@ class Run:
 
     @property
     def spent(self) -> bool:
-        """Whether the budget is used up."""
-        return self.budget is not None and self._cost.episodes >= self.budget and not self._replaying
+        """Whether the budget of episodes or that of environment steps is used up."""
+        limits = ((self.budget, self._cost.episodes), (self.env_steps, self._cost.env_steps))
+        return any(limit is not None and used >= limit for limit, used in limits) and not self._replaying
 
     # -- steps and resuming ------------------------------------------------------------------------------------------
 
