@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from whet.learn.losses import Loss, dpo, ipo, kto, mito, nll, policy_gradient, simpo
     from whet.learn.reference import with_divergences, with_reference
     from whet.learn.several import Learners
-    from whet.learn.training import learner_for, mean_nll, optimise
+    from whet.learn.training import learner_for, mean_nll, optimise, worst_turn_nll
 
 _HOME = {
     "group_advantages": "credit",
@@ -35,6 +35,7 @@ _HOME = {
     "optimise": "training",
     "learner_for": "training",
     "mean_nll": "training",
+    "worst_turn_nll": "training",
 }
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "simpo",
     "with_divergences",
     "with_reference",
+    "worst_turn_nll",
 ]
 
 
