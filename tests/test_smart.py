@@ -243,5 +243,5 @@ def test_an_environment_without_documents_is_refused() -> None:
 
     env = EnvFactory(Bare)
     golds = rollout(Agent(load_policy("expert")), env, env.tasks("train", 1))
-    with pytest.raises(ConfigError, match="task 'bare/train/0' shows no documents to retrieve from; use an environment"):
+    with pytest.raises(ConfigError, match="task 'bare/train/0' shows no documents; use an environment"):
         smart(Agent(POLICY), Data(experts=tuple(golds)), env=env, run=Run.scratch())

@@ -17,11 +17,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from whet.agents.plan_ground import ordered
+from whet.errors import ConfigError
 from whet.policies.base import Policy, Sampling
 from whet.policies.forms import quote
 from whet.policies.workflow import Desk, Workflow
 from whet.tools.bm25 import BM25
-from whet.types import Turn, chain
+from whet.types import Task, Turn, chain
 
 HEADS = {"reconstructor": "<Reconstructor>", "locator": "<Locator>", "generator": "<Generator>"}
 ENDS = {"reconstructor": "</eor>", "locator": "</eol>", "generator": "</eog>"}
@@ -65,6 +66,15 @@ def parted(turns: Sequence[Turn]) -> tuple[tuple[str, ...], tuple[Turn, ...]]:
     first = next(i for i, turn in enumerate(turns) if turn.role == "user")
     *documents, question = turns[first].content.split("\n\n")
     return tuple(documents), (*turns[:first], replace(turns[first], content=question, tokens=()), *turns[first + 1 :])
+
+
+def documented(task: Task, turns: Sequence[Turn]) -> None:
+    """Raises ConfigError where a task shows no documents at its beginning."""
+    if not parted(turns)[0]:
+        raise ConfigError(
+            f"task {task.id!r} shows no documents; use an environment whose first observation has some, as paragraphs before the question, "
+            "such as search:hops=1,given=12"
+        )
 
 
 def retrieved(documents: Sequence[str], queries: str, top: int = TOP) -> tuple[str, ...]:

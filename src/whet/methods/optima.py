@@ -14,7 +14,7 @@ batch sizes and what is first after the initial round are unverified. Pairs are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,15 +22,18 @@ from typing import TYPE_CHECKING, Any, Literal
 from whet import learn
 from whet.agents import Agent
 from whet.agents.exchange import Exchange
+from whet.agents.four_roles import documented
 from whet.config import at_least
 from whet.data import batches
+from whet.data.pairs import siblings
 from whet.envs.base import EnvFactory
+from whet.learn.conversations import Ranking
 from whet.methods import Parts, note_roles, player
-from whet.rewards.talk import talk_rewards
-from whet.rollout import rollout, success_rates
-from whet.rollout.exchange import both_rows, must_have_halves, said_pairs
+from whet.rollout import success_rates
+from whet.rollout.contexts import openings
+from whet.rollout.exchange import both_rows, said_pairs, talks
 from whet.rollout.trees import Growth, grow
-from whet.types import Data, Episode, Group
+from whet.types import Data
 
 if TYPE_CHECKING:
     from whet.runs import Run
@@ -84,38 +87,41 @@ class OptimaConfig:
 def optima(agent: Agent[Any], data: Data, *, env: EnvFactory, run: Run, cfg: OptimaConfig = OptimaConfig()) -> Agent[Any]:
     """The agent as two that share a policy, which was trained to exchange information in few words."""
     data.require(*NEEDS, by="optima")
-    must_have_halves(env, data.train)
     teacher, base = player(cfg.teacher, agent), agent.policy
     note_roles(run, teacher=teacher)
-
-    def worth(episodes: Sequence[Episode]) -> list[float]:
-        rows = [both_rows(episode, base, env) for episode in episodes]
-        nlls = [max(learn.worst_turn_nll(each, base), default=0.0) for each in rows]
-        tokens = [sum(int(row.mask.sum()) for row in each) for each in rows]
-        weights = {"tokens_weight": cfg.tokens_weight, "reading_weight": cfg.reading_weight}
-        return talk_rewards([episode.reward for episode in episodes], tokens, nlls, **weights)
-
+    documented(data.train[0], openings(agent, env, data.train[:1])[0])
+    worth = Ranking(base, env, tokens_weight=cfg.tokens_weight, reading_weight=cfg.reading_weight)
     learner = learn.Learner(base, lr=cfg.lr)
     for iteration in run.steps(cfg.iterations, learner, name="optima"):
-        current, seed = learner.sample(), run.seed("optima", iteration)
-        pair = agent.replace(policy=Exchange(current, current))
-        by_tree = iteration > 0 and (cfg.variant == "idpo" or (cfg.variant == "isft-dpo" and iteration % 2 == 1))
-        if by_tree:
-            # Generate: trees.
-            trees = grow(pair, env, data.train, worth, cfg.tree, seed=seed, run=run, tag=f"tree{iteration}.")
+        current, seed, tag = learner.sample(), run.seed("optima", iteration), f"iteration{iteration}."
+        talking = agent.replace(policy=Exchange(current, current))
+        if by_tree := iteration > 0 and (cfg.variant == "idpo" or (cfg.variant == "isft-dpo" and iteration % 2 == 1)):
+            # Generate: trees over what is said.
+            groups = grow(talking, env, data.train, worth, cfg.tree, seed=seed, run=run, tag=tag)
         else:
-            # Generate: episodes, at first by the formats of the pool.
-            styles = [Exchange(teacher, teacher, style) for style in cfg.formats] if iteration == 0 else [pair.policy]
-            trees = [[] for _ in data.train]
-            for k, policy in enumerate(styles):
-                n, tag = -(-cfg.samples // len(styles)), f"talk{iteration}.{k}"
-                talked = rollout(agent.replace(policy=policy), env, data.train, n=n, seed=run.seed(tag), run=run, tag=tag)
-                for i, episode in enumerate(talked):
-                    trees[i // n] += [episode] if episode.ok else []
+            # Generate: whole conversations, at first in the ways of the pool.
+            speakers = [Exchange(teacher, teacher, style) for style in cfg.formats] if iteration == 0 else [talking.policy]
+            groups = talks(agent, speakers, env, data.train, n=cfg.samples, seed=seed, run=run, tag=tag)
 
         # Rank and select.
-        values = [worth(tree) for tree in trees]
-        known = {episode.id: value for tree, each in zip(trees, values, strict=True) for episode, value in zip(tree, each, strict=True)}
-        figures = success_rates(Group(task=task, episodes=tuple(tree)) for task, tree in zip(data.train, trees, strict=True))
-        ...
-    return agent.replace(policy=Exchange(learner.sample(), learner.sample()))
+        talked = [episode for group in groups for episode in group]
+        values = dict(zip((episode.id for episode in talked), (value for each in worth(groups) for value in each), strict=True))
+        figures = success_rates(talked) | {"said": fmean(worth.tokens[id] for id in values), "worth": fmean(values.values())}
+        rows: Any
+        if by_tree:
+            found = siblings(talked, lambda episode: values[episode.id], least=cfg.least_gap, at_least=cfg.least_value)
+            clear = sorted(found, key=lambda contrast: -contrast.margin)[: math.ceil(cfg.keep * len(found))]
+            rows = learn.with_reference(said_pairs(clear, current, env), current)
+        else:
+            best = [max(group, key=lambda episode: values[episode.id]) for group in groups if group]
+            kept = [episode for episode in best if values[episode.id] > cfg.threshold]
+            rows = [row for episode in kept for row in both_rows(episode, base, env)]
+
+        # Train: on the best from base, on pairs from the present weights.
+        if rows:
+            learner.restart(current if by_tree else base, lr=cfg.dpo_lr if by_tree else cfg.lr)
+        shuffled = batches(rows, cfg.batch_size, epochs=cfg.epochs, seed=seed)
+        metrics = learn.optimise(learner, shuffled, learn.dpo(beta=cfg.beta) if by_tree else learn.nll())
+        run.log(iteration, **figures, selected=len(rows), **metrics)
+    tuned = learner.sample()
+    return agent.replace(policy=Exchange(tuned, tuned))

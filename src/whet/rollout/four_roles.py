@@ -10,6 +10,7 @@ from typing import Any
 
 from whet.agents.four_roles import (
     ROLES,
+    documented,
     generator_piece,
     locator_piece,
     marked,
@@ -21,10 +22,9 @@ from whet.agents.four_roles import (
     to_locator,
     to_reconstructor,
 )
-from whet.data import last_action, to_examples
+from whet.data import last_action, opening, to_examples
 from whet.data.rows import HasChat
 from whet.envs.base import EnvFactory
-from whet.errors import ConfigError
 from whet.policies.ask import ask
 from whet.policies.base import Policy
 from whet.types import Cost, Episode, Example, Turn, chain
@@ -70,14 +70,11 @@ def annotate(
     """Of each gold response its queries and its marks, as the teachers wrote them; and what that took.
 
     Where one of them gave no answer its text is empty. Documents are retrieved by the teacher's queries. Raises ConfigError
-    where no task shows documents.
+    where the first task shows no documents.
     """
     places = _places(golds)
-    if places and not any(place.parts[0] for place in places):
-        raise ConfigError(
-            f"task {places[0].episode.task.id!r} shows no documents to retrieve from; use an environment whose first observation has some, "
-            "as paragraphs before the question, such as search:hops=1,given=12"
-        )
+    for episode in golds[:1]:
+        documented(episode.task, opening(episode))
     queries, spent = _asked(teachers["reconstructor"], [(p, to_reconstructor(p.parts[1]), QUERIES) for p in places], env, seed)
     found = [retrieved(p.parts[0], q, top) for p, q in zip(places, queries, strict=True)]
     prompts = [(p, locator_piece(p.parts[1], f), MARKS) for p, f in zip(places, found, strict=True)]
