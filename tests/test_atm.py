@@ -16,7 +16,7 @@ from whet.envs import Action, Env, Step
 from whet.envs.base import EnvFactory
 from whet.errors import ConfigError
 from whet.methods.atm import ATMConfig
-from whet.rollout.contexts import answer_of, context_rows, documents, fabrication, papers, permuted, ranked, requests, showing
+from whet.rollout.contexts import answer_of, context_rows, documents, fabrication, papers, permuted, requests, showing
 from whet.runs import Run
 from whet.types import Episode, Example, Pair, Stop, Task, Turn, chain
 
@@ -113,14 +113,6 @@ def test_a_list_is_permuted_by_shares_that_are_rounded_down() -> None:
     assert permuted(texts, random.Random(0), shuffle=0.0, drop=0.0, duplicate=0.0) == texts
     kept = [permuted(["gold x", "a", "b"], random.Random(i), drop=1.0, duplicate=0.0, keep="x") for i in range(5)]
     assert kept == [["gold x"]] * 5
-
-
-def test_attacks_are_ranked_within_their_question() -> None:
-    task = Task(id="t", env="say", split="train")
-    a, b, c = (Episode(id=name, task=task, turns=(), stop=Stop.TERMINATED) for name in "abc")
-    (first, second) = ranked([[a, b], [c]], [3.0, 1.5, 2.0])
-    assert [(e.id, e.reward) for e in first] == [("b", 1.5), ("a", 3.0)]
-    assert [(e.id, e.reward) for e in second] == [("c", 2.0)]
 
 
 def test_an_attacker_is_shown_an_example_the_question_and_the_right_answer() -> None:

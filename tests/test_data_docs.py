@@ -40,7 +40,7 @@ def test_commands(tmp_path: Path) -> None:
     general.close()
     block = TEXT.split("\n\n    ", 1)[1].split("\n\n")[0]
     commands = [shlex.split(re.split(r"\s{3,}", line.strip())[0]) for line in block.splitlines()]
-    assert {argv[2] for argv in commands} == {"import", "stats", "show", "filter", "audit", "mix", "export"}
+    assert {argv[2] for argv in commands} == {"import", "stats", "show", "filter", "audit", "pairs", "mix", "export"}
     for argv in commands:
         assert argv[:2] == ["whet", "data"]
         done(*argv[1:], cwd=tmp_path)

@@ -55,6 +55,17 @@ CHEAP: dict[str, dict[str, Any]] = {
     "swift_sage": {"epochs": 3, "lr": 1e-2, "batch_size": 4},
     "self_talk": {"guide": "script:yes", "demonstrations": 2, "iterations": 3, "min_subgoals": 0, "lr": 1e-2, "batch_size": 4},
     "llm_tmbr": {"ways.branches": 2, "ways.patience": 1, "epochs": 3, "lr": 1e-2, "batch_size": 4},
+    "optima": {
+        "iterations": 3,
+        "samples": 3,
+        "threshold": -9.0,
+        "least_value": -9.0,
+        "least_gap": 0.05,
+        "tree.expansions": 2,
+        "lr": 1e-2,
+        "dpo_lr": 1e-2,
+        "batch_size": 4,
+    },
     "smart": {f"{stage}.{key}": value for stage in ("short", "long") for key, value in (("epochs", 3), ("lr", 1e-2), ("batch_size", 4))},
 }
 """Options with which each method takes three steps within a second. A new method adds its own here."""

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers import tiny_policy
-from whet.data import batches, to_examples, to_pair
-from whet.data.rows import cut
+from whet.data import batches, to_examples
 from whet.errors import ConfigError
 from whet.tools.function import Tool, describe, tool
 from whet.types import Episode, Stop, Task, ToolCall, Turn, chain
@@ -129,37 +128,6 @@ def test_one_row_for_each_walk() -> None:
     rows = to_examples(episode(turns), policy())
     assert [row.tokens.tolist() for row in rows] == [[1, 2, 3], [1, 2, 4]]
     assert to_examples(episode((Turn(role="user", tokens=(1,)),)), policy()) == [], "no assistant, no row"
-
-
-def attempt(n_turns: int, reward: float, task: Task = TASK) -> Episode:
-    turns = [t for i in range(n_turns) for t in (Turn(role="user", tokens=(i + 1,)), sampled(100 + i))]
-    return episode(chain(turns), reward, id=f"{n_turns} turns", task=task)
-
-
-def test_pair_prefers_the_higher_reward_and_refuses_ties() -> None:
-    pair = to_pair(attempt(2, 1.0), attempt(3, 0.25), policy())
-    assert pair is not None
-    assert (pair.chosen.origin, pair.rejected.origin, pair.margin, pair.origin) == ("2 turns", "3 turns", 0.75, TASK.id)
-    assert to_pair(attempt(2, 1.0), attempt(3, 1.0), policy()) is None
-    assert to_pair(attempt(2, 0.0), attempt(3, 1.0), policy()) is None
-
-
-@pytest.mark.parametrize(("extra", "left"), [(None, 6), (10, 6), (2, 4), (0, 2)])
-def test_pair_cuts_a_loser_that_went_on_too_long(extra: int | None, left: int) -> None:
-    pair = to_pair(attempt(2, 1.0), attempt(6, 0.0), policy(), max_extra_turns=extra)
-    assert pair is not None
-    assert pair.rejected.tokens[pair.rejected.mask].tolist() == [100 + i for i in range(left)]
-    assert pair.rejected.mask[-1]
-    assert int(pair.chosen.mask.sum()) == 2
-
-
-def test_pair_refuses_what_is_not_one_task_or_not_one_row() -> None:
-    with pytest.raises(ConfigError, match="one task"):
-        to_pair(attempt(1, 1.0), attempt(1, 0.0, dataclasses.replace(TASK, id="other")), policy())
-    forked = episode((Turn(role="user", tokens=(1,)), dataclasses.replace(sampled(3), parent=0), dataclasses.replace(sampled(4), parent=0)))
-    with pytest.raises(ConfigError, match="exactly one"):
-        to_pair(attempt(1, 1.0), forked, policy())
-    assert cut(attempt(3, 0.0), 0).turns == ()
 
 
 @given(st.integers(0, 30), st.integers(1, 7), st.integers(1, 3), st.integers(0, 5))

@@ -231,6 +231,9 @@ class Pair:
     rejected: Example
     margin: float = 0.0
     origin: str = ""
+    """Id of the task."""
+    kind: str = ""
+    """How it was found (`outcome`, `step`, ...); the rows' own origins say of which episodes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

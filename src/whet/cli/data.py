@@ -25,6 +25,7 @@ ACTIONS = {
     "mix": "draw from several stores by weight, into a new one",
     "stats": "what a store holds: sources, actors, outcomes, lengths, costs",
     "show": "episodes as text",
+    "pairs": "a better and a worse episode of a task side by side, as preference methods would learn from them",
     "audit": "what filters dropped on the way to a store, and why",
 }
 SOME_BAD = 3
@@ -32,7 +33,7 @@ SOME_BAD = 3
 _SHOWN = 20
 """Malformed records that are printed one by one."""
 STORE = "a store (.db), a run's directory, or whet's own .jsonl"
-_ELSEWHERE = ("filter", "mix")
+_ELSEWHERE = {"filter": "selection", "mix": "selection", "pairs": "pairs"}
 
 
 class Parsers:
@@ -79,7 +80,7 @@ def main(args: argparse.Namespace) -> int:
 
 def _parser(action: str) -> Parser:
     p = Parser(f"data {action}", f"{ACTIONS[action][0].upper()}{ACTIONS[action][1:]}.")
-    home = importlib.import_module("whet.cli.selection" if action in _ELSEWHERE else __name__)
+    home = importlib.import_module(f"whet.cli.{_ELSEWHERE.get(action, 'data')}")
     options: Callable[[Parser], None] = getattr(home, f"{action}_options")
     options(p)
     p.set_defaults(act=getattr(home, f"{action}_"))

@@ -17,7 +17,7 @@ import numpy as np
 
 from whet.errors import ConfigError
 from whet.seeding import derive_seed
-from whet.types import Episode, Example, Pair, Turn, chain
+from whet.types import Episode, Example, Turn, chain
 
 if TYPE_CHECKING:
     from whet.envs.base import EnvFactory
@@ -34,21 +34,39 @@ class HasChat(Protocol):
     def chat(self) -> ChatFormat: ...
 
 
-def to_examples(episode: Episode, policy: HasChat, *, weight: float = 1.0, tools: Sequence[Tool] = ()) -> list[Example]:
-    """One row for each walk of the episode, every masked-in token weighing `weight`.
+def to_examples(
+    episode: Episode,
+    policy: HasChat,
+    *,
+    weight: float | Sequence[float] = 1.0,
+    tools: Sequence[Tool] = (),
+    start: int = 0,
+    stop: int | None = None,
+) -> list[Example]:
+    """One row for each walk of the episode, every masked-in token weighing `weight`, or what it says for the token's action.
+
+    Of the walk's actions (its assistant turns, from 0), those from `start` on and before `stop` are masked in.
 
     Turns without tokens (from an expert, an endpoint or an import) are rendered with the policy's chat format, exactly
     as a rollout of that policy would have read them; `tools` are those whose schemas its prompt would have shown.
     `logprobs` are carried over only where all assistant turns of the walk have them, at one temperature; otherwise the
-    row has none, and losses that need them refuse it. A walk without an assistant turn gives no row. Raises ConfigError
-    for a policy without a tokenizer.
+    row has none, and losses that need them refuse it. A walk without an action that is masked in gives no row. Raises ConfigError
+    for a policy without a tokenizer, and for another number of weights than the walk has actions.
     """
     if not hasattr(policy, "chat"):
         raise ConfigError(
             f"policy {getattr(policy, 'version', policy)!r} works on text and has no tokenizer, so no training rows can be made for it; "
             "use local weights (a model's directory or hub id)"
         )
-    return [row for walk in episode.walks() if (row := _to_example(walk, episode.id, policy.chat, weight, tuple(tools)))]
+    rows = []
+    for walk in episode.walks():
+        spoken = [turn for turn in walk if turn.trained]
+        weights = list(weight) if isinstance(weight, Sequence) else [weight] * len(spoken)
+        if len(weights) != len(spoken):
+            raise ConfigError(f"episode {episode.id!r} has {len(spoken)} actions on a walk and got {len(weights)} weights")
+        learned = [w if start <= i < (len(spoken) if stop is None else stop) else None for i, w in enumerate(weights)]
+        rows.append(_to_example(walk, episode.id, policy.chat, learned, tuple(tools)))
+    return [row for row in rows if row]
 
 
 def rows_of(episodes: Sequence[Episode], policy: HasChat, env: EnvFactory | None = None) -> list[Example]:
@@ -64,36 +82,42 @@ def rows_of(episodes: Sequence[Episode], policy: HasChat, env: EnvFactory | None
     return rows
 
 
-def _to_example(walk: Sequence[Turn], origin: str, chat: ChatFormat, weight: float, tools: tuple[Tool, ...]) -> Example | None:
+def _to_example(
+    walk: Sequence[Turn], origin: str, chat: ChatFormat, learned: Sequence[float | None], tools: tuple[Tool, ...]
+) -> Example | None:
+    """The walk as a row, whose actions have these weights; None where they are only read."""
     tokens: list[int] = []
     mask: list[bool] = []
+    weights: list[float] = []
     logprobs: list[float] = []
+    actions = iter(learned)
     for turn, ids in render(walk, chat, tools=tools):
+        weight = next(actions) if turn.trained else None
         tokens += ids
-        mask += [turn.trained] * len(ids)
+        mask += [weight is not None] * len(ids)
+        weights += [weight or 0.0] * len(ids)
         logprobs += turn.logprobs if turn.trained and turn.logprobs else [0.0] * len(ids)
     if not any(mask):
         return None
     spoken = [turn for turn in walk if turn.trained]
     temperatures = {turn.temperature or 1.0 for turn in spoken}  # log-probs of a greedy turn are those at temperature 1
     sampled = all(turn.logprobs for turn in spoken) and len(temperatures) == 1
-    where = np.array(mask, dtype=np.bool_)
     return Example(
         tokens=np.array(tokens, dtype=np.int64),
-        mask=where,
-        weights=np.where(where, weight, 0.0).astype(np.float32),
+        mask=np.array(mask, dtype=np.bool_),
+        weights=np.array(weights, dtype=np.float32),
         logprobs=np.array(logprobs, dtype=np.float32) if sampled else None,
         temperature=temperatures.pop() if sampled else 1.0,
         origin=origin,
     )
 
 
-def last_action(row: Example, n: int = 1) -> Example:
-    """The row with nothing but its last `n` assistant turns in the loss: what came before is read alone."""
+def last_action(row: Example) -> Example:
+    """The row with nothing but its last assistant turn in the loss: what came before is read alone."""
     spoken = np.flatnonzero(row.mask)
     gaps = np.flatnonzero(np.diff(spoken) > 1)
     mask = row.mask.copy()
-    mask[: spoken[gaps[-n] + 1] if len(gaps) >= n else 0] = False
+    mask[: spoken[gaps[-1] + 1] if len(gaps) else 0] = False
     return dataclasses.replace(row, mask=mask, weights=np.where(mask, row.weights, 0.0).astype(np.float32))
 
 
@@ -118,28 +142,6 @@ def render(walk: Sequence[Turn], chat: ChatFormat, *, tools: Sequence[Tool] = ()
             before = rendered[-1][1]
             rendered.append((turns[-1], chat.extend(turns, closed=before[-1] == chat.end)))
     return rendered
-
-
-def to_pair(
-    better: Episode, worse: Episode, policy: HasChat, *, max_extra_turns: int | None = None, tools: Sequence[Tool] = ()
-) -> Pair | None:
-    """The two episodes as a preference, or None where `better` has no higher reward than `worse`.
-
-    With `max_extra_turns`, a loser that went on for long is cut to that many assistant turns more than the winner has,
-    so that a preference is not decided by length alone. Raises ConfigError for episodes of different tasks or with forks.
-    """
-    if better.task.id != worse.task.id:
-        raise ConfigError(f"a pair needs two episodes of one task, not of {better.task.id!r} and {worse.task.id!r}")
-    if better.reward <= worse.reward:
-        return None
-    if max_extra_turns is not None:
-        worse = cut(worse, better.n_actions + max_extra_turns)
-    chosen = to_examples(better, policy, tools=tools)
-    rejected = to_examples(worse, policy, tools=tools)
-    for episode, rows in ((better, chosen), (worse, rejected)):
-        if len(rows) != 1:
-            raise ConfigError(f"episode {episode.id!r} gives {len(rows)} rows; a pair needs exactly one: no forks, some answer")
-    return Pair(chosen=chosen[0], rejected=rejected[0], margin=better.reward - worse.reward, origin=better.task.id)
 
 
 def cut(episode: Episode, n_actions: int) -> Episode:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from whet.envs.base import EnvFactory
 from whet.learn.training import worst_turn_nll
@@ -34,6 +35,11 @@ class Ranking:
             )
             for group in groups
         ]
+
+    def ranked(self, groups: Sequence[Sequence[Episode]]) -> list[list[Episode]]:
+        """The conversations, each with what it is worth as its reward."""
+        each = zip(groups, self(groups), strict=True)
+        return [[replace(episode, reward=value) for episode, value in zip(group, values, strict=True)] for group, values in each]
 
     def _read(self, episodes: Sequence[Episode]) -> None:
         rows = [(episode.id, row) for episode in episodes for row in both_rows(episode, self._base, self._env)]

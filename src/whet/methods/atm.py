@@ -25,12 +25,12 @@ import numpy as np
 from whet import learn
 from whet.agents import Agent
 from whet.config import at_least
-from whet.data import batches, to_examples, to_pair
+from whet.data import batches, extremes, to_examples, to_pairs
 from whet.envs.base import EnvFactory
 from whet.methods import Parts, note_roles
 from whet.policies import load_policy
 from whet.rollout import rollout, success_rates
-from whet.rollout.contexts import context_rows, documents, fabricate, fabrication, papers, permutations, ranked, showing
+from whet.rollout.contexts import context_rows, documents, fabricate, fabrication, papers, permutations, showing
 from whet.types import Cost, Data, Pair
 
 if TYPE_CHECKING:
@@ -108,8 +108,8 @@ def atm(agent: Agent[Any], data: Data, *, env: EnvFactory, run: Run, cfg: ATMCon
             perplexity = np.exp(learn.mean_nll(rows, generator)).tolist()
 
             # Attacker: DPO on the most and the least misleading one.
-            groups = [group for group in ranked(attacks, perplexity) if group]
-            pairs = [pair for group in groups if (pair := to_pair(group[-1], group[0], attacker))]
+            worth = iter(perplexity)
+            pairs = to_pairs([c for group in attacks for c in extremes(group, [next(worth) for _ in group], kind="perplexity")], attacker)
             learners["attacker"].restart(attacker, lr=cfg.dpo_lr)
             duels = batches(learn.with_reference(pairs, attacker), cfg.batch_size, epochs=cfg.dpo_epochs, seed=seed)
             duel = learn.optimise(learners["attacker"], duels, learn.dpo(beta=cfg.dpo_beta))

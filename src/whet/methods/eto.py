@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from whet import learn
 from whet.agents import Agent
 from whet.config import at_least
-from whet.data import batches, to_pair
+from whet.data import batches, outcome, to_pairs
 from whet.envs.base import EnvFactory
 from whet.methods import Parts
 from whet.rollout import rollout_groups, success_rates
@@ -70,13 +70,11 @@ def eto(agent: Agent[Any], data: Data, *, env: EnvFactory, run: Run, cfg: ETOCon
         groups = rollout_groups(current, env, tasks, n=cfg.samples, seed=seed, run=run, tag=f"iteration{iteration}")
 
         # Contrast: the better one is chosen, whoever it is from; ties are dropped.
-        pairs = []
+        found = []
         for expert, group in zip(data.experts, groups, strict=True):
             for own in (episode for episode in group.episodes if episode.ok):
-                better, worse = (expert, own) if expert.reward >= own.reward else (own, expert)
-                pair = to_pair(better, worse, reference, max_extra_turns=cfg.max_extra_turns, tools=env.of(own.task).tools)
-                pairs += [pair] if pair else []
-        pairs = learn.with_reference(pairs, reference)
+                found += outcome(expert, own, max_extra_turns=cfg.max_extra_turns)
+        pairs = learn.with_reference(to_pairs(found, reference, env), reference)
 
         # Optimise: DPO against the policy that explored.
         learner.restart(reference, lr=cfg.lr[min(iteration, len(cfg.lr) - 1)])

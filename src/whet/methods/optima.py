@@ -103,25 +103,24 @@ def optima(agent: Agent[Any], data: Data, *, env: EnvFactory, run: Run, cfg: Opt
             speakers = [Exchange(teacher, teacher, style) for style in cfg.formats] if iteration == 0 else [talking.policy]
             groups = talks(agent, speakers, env, data.train, n=cfg.samples, seed=seed, run=run, tag=tag)
 
-        # Rank and select.
+        # Rank and select: from here on an episode's reward is R.
+        groups = worth.ranked(groups)
         talked = [episode for group in groups for episode in group]
-        values = dict(zip((episode.id for episode in talked), (value for each in worth(groups) for value in each), strict=True))
-        figures = success_rates(talked) | {"said": fmean(worth.tokens[id] for id in values), "worth": fmean(values.values())}
+        figures = {"said": fmean(worth.tokens[e.id] for e in talked), "worth": fmean(e.reward for e in talked)}
         rows: Any
         if by_tree:
-            found = siblings(talked, lambda episode: values[episode.id], least=cfg.least_gap, at_least=cfg.least_value)
+            found = siblings(talked, least=cfg.least_gap, at_least=cfg.least_value)
             clear = sorted(found, key=lambda contrast: -contrast.margin)[: math.ceil(cfg.keep * len(found))]
             rows = learn.with_reference(said_pairs(clear, current, env), current)
         else:
-            best = [max(group, key=lambda episode: values[episode.id]) for group in groups if group]
-            kept = [episode for episode in best if values[episode.id] > cfg.threshold]
-            rows = [row for episode in kept for row in both_rows(episode, base, env)]
+            best = [max(group, key=lambda episode: episode.reward) for group in groups if group]
+            rows = [row for episode in best if episode.reward > cfg.threshold for row in both_rows(episode, base, env)]
 
         # Train: on the best from base, on pairs from the present weights.
         if rows:
             learner.restart(current if by_tree else base, lr=cfg.dpo_lr if by_tree else cfg.lr)
         shuffled = batches(rows, cfg.batch_size, epochs=cfg.epochs, seed=seed)
         metrics = learn.optimise(learner, shuffled, learn.dpo(beta=cfg.beta) if by_tree else learn.nll())
-        run.log(iteration, **figures, selected=len(rows), **metrics)
+        run.log(iteration, **success_rates(talked), **figures, selected=len(rows), **metrics)
     tuned = learner.sample()
     return agent.replace(policy=Exchange(tuned, tuned))

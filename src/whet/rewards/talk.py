@@ -1,4 +1,4 @@
-"""What a conversation between agents is worth: the task's reward, less what it took, and more for what can be read (OPTIMA, arXiv:2410.08115)."""
+"""What a conversation between agents is worth: the task's reward, its length, and how well it reads (OPTIMA, arXiv:2410.08115)."""
 
 from __future__ import annotations
 

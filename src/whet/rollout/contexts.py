@@ -7,7 +7,7 @@ entry `documents`. So an attacked context is a task, which any agent can be let 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -172,9 +172,3 @@ def papers(env: EnvFactory, answered: Sequence[Episode], shown: Sequence[Sequenc
         text = rng.choice(texts).replace(answer, rng.choice(others))
         written.append(replace(episode, turns=chain([*prompt, Turn(role="assistant", content=text)])))
     return written
-
-
-def ranked(attacks: Sequence[Sequence[Episode]], worth: Iterable[float]) -> list[list[Episode]]:
-    """Each group of attacks in ascending order of what they are worth (given attack by attack), which becomes their reward."""
-    value = iter(worth)
-    return [sorted((replace(attack, reward=next(value)) for attack in group), key=lambda attack: attack.reward) for group in attacks]

@@ -22,8 +22,8 @@ from whet.agents.four_roles import (
     to_locator,
     to_reconstructor,
 )
-from whet.data import last_action, opening, to_examples
-from whet.data.rows import HasChat
+from whet.data import opening, to_examples
+from whet.data.rows import HasChat, cut
 from whet.envs.base import EnvFactory
 from whet.policies.ask import ask
 from whet.policies.base import Policy
@@ -115,14 +115,12 @@ def role_rows(trajectories: Sequence[Trajectory], roles: Sequence[str], policy: 
     rows: list[Example] = []
     for trajectory in trajectories:
         episode, tools = trajectory.episode, env.of(trajectory.episode.task).tools
+        first = episode.n_actions - len(trajectory.roles)
         if set(trajectory.roles) <= set(roles):
-            rows += [last_action(row, len(trajectory.roles)) for row in to_examples(episode, policy, tools=tools)]
+            rows += to_examples(episode, policy, tools=tools, start=first)
             continue
-        spoken = [i for i, turn in enumerate(episode.turns) if turn.trained][-len(trajectory.roles) :]
-        for at, role in zip(spoken, trajectory.roles, strict=True):
-            if role in roles:
-                upto = replace(episode, turns=chain(episode.turns[: at + 1]))
-                rows += map(last_action, to_examples(upto, policy, tools=tools))
+        for i, role in enumerate(trajectory.roles, first):
+            rows += to_examples(cut(episode, i + 1), policy, tools=tools, start=i) if role in roles else []
     return rows
 
 

@@ -24,8 +24,8 @@ from whet.seeding import derive_seed
 from whet.transcript import line
 from whet.types import Episode, Task
 
-Worth = Callable[[Sequence[Episode]], Sequence[float]]
-"""Episodes of one task -> what each of them is worth."""
+Worth = Callable[[Sequence[Sequence[Episode]]], Sequence[Sequence[float]]]
+"""The episodes of each task -> what each of them is worth."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,16 +61,11 @@ def grow(
     trees: list[list[Episode]] = [[] for _ in tasks]
     expanded: list[list[str]] = [[] for _ in tasks]
     for step in range(how.expansions):
-        prefixes: dict[int, Prefix | None] = {}
-        for i, tree in enumerate(trees):
-            rng = random.Random(derive_seed(seed, "node", step, i))
-            prefixes[i] = node = chosen(tree, worth(tree), expanded[i], how, rng) if tree else None
-            if tree and node is None:
-                del prefixes[i]
-        where = [i for i in prefixes for _ in range(how.ways)]
-        begun = [prefixes[i] for i in where]
+        rngs = [random.Random(derive_seed(seed, "node", step, i)) for i in range(len(tasks))]
+        nodes = [chosen(tree, each, done, how, rng) for tree, each, done, rng in zip(trees, worth(trees), expanded, rngs, strict=True)]
+        where = [i for i, node in enumerate(nodes) if node or not trees[i] for _ in range(how.ways)]
         label, drawn = f"{tag}{step}", derive_seed(seed, "expand", step)
-        grown = rollout(agent, env, [tasks[i] for i in where], prefix=begun if step else None, seed=drawn, run=run, tag=label)
+        grown = rollout(agent, env, [tasks[i] for i in where], prefix=[nodes[i] for i in where], seed=drawn, run=run, tag=label)
         for i, episode in zip(where, grown, strict=True):
             trees[i] += [episode] if episode.ok else []
     return trees
