@@ -28,7 +28,7 @@ from whet.data import batches
 from whet.data.pairs import siblings
 from whet.envs.base import EnvFactory
 from whet.learn.conversations import Ranking
-from whet.methods import Parts, note_roles, player
+from whet.methods import Parts, note_roles, player, require
 from whet.rollout import success_rates
 from whet.rollout.contexts import openings
 from whet.rollout.exchange import both_rows, said_pairs, talks
@@ -86,7 +86,7 @@ class OptimaConfig:
 
 def optima(agent: Agent[Any], data: Data, *, env: EnvFactory, run: Run, cfg: OptimaConfig = OptimaConfig()) -> Agent[Any]:
     """The agent as two that share a policy, which was trained to exchange information in few words."""
-    data.require(*NEEDS, by="optima")
+    require(NEEDS if cfg.variant == "isft" else (*NEEDS, "replay"), data, env, by="optima")
     teacher, base = player(cfg.teacher, agent), agent.policy
     note_roles(run, teacher=teacher)
     documented(data.train[0], openings(agent, env, data.train[:1])[0])
