@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from whet.learn.proximal import actor_critic, ppo, value_regression
     from whet.learn.reference import with_divergences, with_reference
     from whet.learn.several import Learners
-    from whet.learn.training import learner_for, mean_nll, optimise
+    from whet.learn.training import learner_for, mean_nll, optimise, worst_turn_nll
 
 _HOME = {
     "PPO": "credit",
@@ -44,6 +44,7 @@ _HOME = {
     "optimise": "training",
     "learner_for": "training",
     "mean_nll": "training",
+    "worst_turn_nll": "training",
 }
 
 __all__ = [
@@ -73,6 +74,7 @@ __all__ = [
     "whitened",
     "with_divergences",
     "with_reference",
+    "worst_turn_nll",
 ]
 
 
