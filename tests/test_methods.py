@@ -57,6 +57,20 @@ CHEAP: dict[str, dict[str, Any]] = {
     "llm_tmbr": {"ways.branches": 2, "ways.patience": 1, "epochs": 3, "lr": 1e-2, "batch_size": 4},
     "dmpo": {"iterations": 3, "samples": 2, "explore_temperature": 1.0, "lr": 3e-3, "epochs": 1},
     "ipr": {"iterations": 3, "completions": 2, "lr": 3e-3, "epochs": 1, "least": 0.0},
+    "reft": {"epochs": 3, "tasks_per_step": 6, "lr": 1e-2, "ppo.batch_size": 6},
+    "agent_evol": {"iterations": 3, "samples": 2, "keep": 2, "explore_temperature": 1.0, "lr": 1e-2, "batch_size": 8},
+    "optima": {
+        "iterations": 3,
+        "samples": 3,
+        "threshold": -9.0,
+        "least_value": -9.0,
+        "least_gap": 0.05,
+        "tree.expansions": 2,
+        "lr": 1e-2,
+        "dpo_lr": 1e-2,
+        "batch_size": 4,
+    },
+    "smart": {f"{stage}.{key}": value for stage in ("short", "long") for key, value in (("epochs", 3), ("lr", 1e-2), ("batch_size", 4))},
 }
 """Options with which each method takes three steps within a second. A new method adds its own here."""
 
@@ -73,7 +87,7 @@ class Say(Env):
         Say.splits.add(task.split)
         self.said: list[str] = []
         self.shown = tuple(task.data.get("documents", (f"{task.id} likes yes.", f"{task.id} is far.")))
-        return "\n".join([*self.shown, f"Say something about {task.id}."])
+        return "\n\n".join([*self.shown, f"Say something about {task.id}."])
 
     def documents(self) -> tuple[str, ...]:
         return self.shown
@@ -108,6 +122,10 @@ class Say(Env):
         if role in ("judge", "contrarian"):
             a, b = (quoted(prompt, side).endswith(better) for side in "AB")
             return "tie" if a == b else "A" if a else "B"
+        if role == "reconstructor":
+            return "likes"
+        if role == "locator":
+            return "\n".join(f"[{i}] [Irrelevant]" for i in range(1, 1 + prompt.count("\n[")))
         return "5" if role == "rater" else role
 
 

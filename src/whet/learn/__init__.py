@@ -8,15 +8,24 @@ from typing import TYPE_CHECKING, Any
 from whet.errors import missing_extra
 
 if TYPE_CHECKING:
-    from whet.learn.credit import group_advantages, leave_one_out_advantages, turn_weights
+    from whet.learn.credit import PPO, at_end, credited, gae, group_advantages, leave_one_out_advantages, turn_weights, whitened
     from whet.learn.learner import Learner
     from whet.learn.lora import Lora
     from whet.learn.losses import Loss, dpo, ipo, kto, mito, nll, policy_gradient, simpo
+    from whet.learn.proximal import actor_critic, ppo, value_regression
     from whet.learn.reference import with_divergences, with_reference
     from whet.learn.several import Learners
-    from whet.learn.training import learner_for, mean_nll, optimise
+    from whet.learn.training import learner_for, mean_nll, optimise, worst_turn_nll
 
 _HOME = {
+    "PPO": "credit",
+    "at_end": "credit",
+    "credited": "credit",
+    "gae": "credit",
+    "whitened": "credit",
+    "actor_critic": "proximal",
+    "ppo": "proximal",
+    "value_regression": "proximal",
     "group_advantages": "credit",
     "leave_one_out_advantages": "credit",
     "turn_weights": "credit",
@@ -36,14 +45,20 @@ _HOME = {
     "optimise": "training",
     "learner_for": "training",
     "mean_nll": "training",
+    "worst_turn_nll": "training",
 }
 
 __all__ = [
+    "PPO",
     "Learner",
     "Learners",
     "Lora",
     "Loss",
+    "actor_critic",
+    "at_end",
+    "credited",
     "dpo",
+    "gae",
     "group_advantages",
     "ipo",
     "kto",
@@ -54,10 +69,14 @@ __all__ = [
     "nll",
     "optimise",
     "policy_gradient",
+    "ppo",
     "simpo",
     "turn_weights",
+    "value_regression",
+    "whitened",
     "with_divergences",
     "with_reference",
+    "worst_turn_nll",
 ]
 
 
