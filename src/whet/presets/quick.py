@@ -162,6 +162,7 @@ QUICK: dict[str, dict[str, Any]] = {
         "lr": 1e-4,
         "epochs": 1,
         "nll": 0.1,
+    },
     "reft": {
         "env": "search:hops=1-2",
         "train_tasks": 128,
