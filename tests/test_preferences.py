@@ -21,7 +21,7 @@ from whet.errors import ConfigError
 from whet.policies import load_policy
 from whet.rollout import rollout
 from whet.runs import Run
-from whet.types import Data, Episode, Pair, Task
+from whet.types import Data, Episode, Pair, Task, Turn
 
 
 class Path(Env):
@@ -202,3 +202,47 @@ def test_iprs_reference_and_scorer_stay(given: list[list[Pair]], monkeypatch: An
     experts = {(p.origin, i // 3): float(p.chosen.reference.sum()) for i, p in enumerate(pairs_of(given)["outcome"])}  # type: ignore[union-attr]
     for origin in {origin for origin, _ in experts}:
         assert experts[origin, 0] == pytest.approx(experts[origin, 1]), "the same policy's log-probs in both iterations"
+
+
+# -- StepAgent ---------------------------------------------------------------------------------------------------------------
+
+
+def test_step_agent_holds_its_own_action_in_each_state_against_the_experts(given: list[list[Pair]]) -> None:
+    run, _ = trained("step_agent", iterations=1, samples=2, lr=1e-3)
+    pairs = [pair for batch in given for pair in batch]
+    (log,) = (e["metrics"] for e in run.events("log"))
+    assert len(pairs) == log["pairs"] == 3 * 3 * 2, "two different actions in each of three states of three tasks"
+    assert log["moves"] == 18
+    yes = tiny_policy(seed=1).chat.answer(Turn(role="assistant", content="yes"))
+    for pair in pairs:
+        assert len(runs_of(pair.chosen)) == len(runs_of(pair.rejected)) == 1
+        begin = int(np.argmax(pair.chosen.mask))
+        assert tuple(pair.chosen.tokens[pair.chosen.mask]) == yes
+        assert pair.chosen.tokens[:begin].tolist() == pair.rejected.tokens[:begin].tolist()
+        assert pair.rejected.tokens[begin:].tolist() != list(yes)
+    assert run.cost.env_steps == 0, "the states are the expert's, as they were recorded"
+    assert run.cost.sampled_tokens > 0
+
+
+def test_step_agent_has_nothing_to_learn_where_it_does_as_the_expert(given: list[list[Pair]], monkeypatch: Any) -> None:
+    from whet.methods import step_agent
+
+    def agree(agent: Any, env: Any, met: Any, **options: Any) -> Any:
+        return [[moment] for moment in met]
+
+    monkeypatch.setattr(step_agent, "propose", agree)
+    run, better = trained("step_agent", iterations=1)
+    assert given == []
+    assert [e["metrics"]["pairs"] for e in run.events("log")] == [0]
+    weights = tiny_policy(seed=1).weights
+    assert all(np.array_equal(t.numpy(), weights[name].numpy()) for name, t in better.policy.weights.items())
+
+
+def test_step_agents_reference_is_the_policy_that_was_inspected(given: list[list[Pair]]) -> None:
+    trained("step_agent", iterations=2, lr=1e-2)
+    assert len(given) == 2
+    for batch in given:  # of a first action, there are the log-probs that it was sampled with
+        first = [pair.rejected for pair in batch if pair.rejected.logprobs is not None]
+        assert len(first) == 3
+        for row in first:
+            np.testing.assert_allclose(row.reference[row.mask], row.logprobs[row.mask], atol=1e-4)  # type: ignore[index]

@@ -10,7 +10,7 @@ repeat I times:
 
 Step pairs are of whole suffixes, as the authors' code has them; `suffix=False` takes the single action that the paper's formula
 shows. A likelihood is the mean over tokens (unverified). The code's rule that of equal suffixes the shorter one wins, for one of its
-environments, is left out. The expert's steps are rewarded once, as scorer and steps stay the same.
+environments, is left out. A reward is asked for only where a pair may come of it, and of the expert's steps once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from whet import learn
 from whet.agents import Agent
 from whet.config import at_least
-from whet.data import Contrast, batches, outcome, step, to_pairs
+from whet.data import batches, outcome, step, to_pairs
 from whet.envs.base import EnvFactory
 from whet.methods import Parts, require
 from whet.rollout import Prefix, rollout, success_rates
@@ -91,19 +91,18 @@ def ipr(agent: Agent[Any], data: Data, *, env: EnvFactory, run: Run, cfg: IPRCon
         current, seed = scorer.replace(policy=learner.sample()), run.seed("explore", iteration)
         tried = rollout(current, env, tasks, prefix=prefixes, seed=seed, run=run, tag=f"iteration{iteration}")
         own = [(expert, e, t) for (expert, t), e in zip(states, tried, strict=True) if e.ok and e.n_actions > t]
+        found = [contrast for expert, e, t in own if t == 0 for contrast in outcome(expert, e, least=cfg.least)]
 
-        # Reward every step, the expert's once.
+        # Reward the steps of which the final rewards differ (of others there is no pair); the expert's once.
+        differ = [(expert, e, t) for expert, e, t in own if t > 0 and outcome(expert, e, least=cfg.least)]
         if iteration == 0:
             run.event("expert_steps", worth=rewards(states, "expert"))
         known = dict(zip([(e.id, t) for e, t in states], next(run.events("expert_steps"))["worth"], strict=True))
-        worth = rewards([(e, t) for _, e, t in own], f"iteration{iteration}")
+        worth = rewards([(e, t) for _, e, t in differ], f"iteration{iteration}")
 
-        # Contrast: whole episodes, and what follows in each state.
-        found: list[Contrast] = []
-        for (expert, e, t), value in zip(own, worth, strict=True):
-            if t == 0:
-                found += outcome(expert, e, least=cfg.least)
-            elif (theirs := known[expert.id, t]) is not None and value is not None:
+        # Contrast: what follows in each state, by both rewards.
+        for (expert, e, t), value in zip(differ, worth, strict=True):
+            if (theirs := known[expert.id, t]) is not None and value is not None:
                 found += step(expert, e, t, worth=(theirs, value), least=cfg.least, length=None if cfg.suffix else 1)
         pairs = learn.with_reference(to_pairs(found, agent.policy, env), agent.policy)
 

@@ -163,6 +163,16 @@ QUICK: dict[str, dict[str, Any]] = {
         "epochs": 1,
         "nll": 0.1,
     },
+    "step_agent": {
+        "env": "search:hops=1-3",
+        "expert_episodes": 32,
+        "iterations": 4,
+        "samples": 8,
+        "beta": 1.0,
+        "nll": 0.1,
+        "lr": 1e-4,
+        "batch_size": 16,
+    },
     "reft": {
         "env": "search:hops=1-2",
         "train_tasks": 128,
