@@ -21,7 +21,7 @@ from whet.errors import ConfigError
 from whet.policies import load_policy
 from whet.rollout import rollout
 from whet.runs import Run
-from whet.types import Data, Episode, Pair, Task, Turn
+from whet.types import Data, Episode, Example, Pair, Task, Turn
 
 
 class Path(Env):
@@ -246,3 +246,90 @@ def test_step_agents_reference_is_the_policy_that_was_inspected(given: list[list
         assert len(first) == 3
         for row in first:
             np.testing.assert_allclose(row.reference[row.mask], row.logprobs[row.mask], atol=1e-4)  # type: ignore[index]
+
+
+# -- StepAgent by inverse reinforcement learning -----------------------------------------------------------------------------
+
+
+def row(tokens: list[int], actions: list[int]) -> Example:
+    mask = np.isin(np.arange(len(tokens)), actions)
+    return Example(tokens=np.array(tokens), mask=mask, weights=mask.astype(np.float32))
+
+
+def test_discrimination_by_hand() -> None:
+    # An expert's action of V = 1 that weighs 2, two of an agent's of V = 0.5 and -3: 2 log(1 + e^-1) + log(1 + e^0.5) + log(1 + e^-3)
+    import torch
+
+    from whet.learn.losses import Tokens, Totals
+
+    value = torch.tensor([1.0, 0.5, -3.0], dtype=torch.float64, requires_grad=True)
+    tokens = Tokens(row=torch.tensor([0, 1, 1]), weight=torch.tensor([2.0, -1.0, -1.0], dtype=torch.float64), value=value, n_rows=2)
+    loss, metrics = learn.discrimination().compute(torch.zeros(3), tokens, Totals(tokens=3, rows=2))
+    assert float(loss) == pytest.approx((2 * math.log1p(math.exp(-1)) + math.log1p(math.exp(0.5)) + math.log1p(math.exp(-3))) / 3)
+    loss.backward()
+    s = [1 / (1 + math.exp(-v)) for v in (1.0, 0.5, -3.0)]
+    assert value.grad is not None
+    assert value.grad.tolist() == pytest.approx([2 * (s[0] - 1) / 3, s[1] / 3, s[2] / 3])
+    assert float(metrics["accuracy"]) == pytest.approx(2 / 3)
+
+
+def test_both_kinds_of_actions_weigh_the_same_and_are_read_to_their_ends() -> None:
+    expert, own = row([1, 2, 3, 4, 5], [1, 2, 4]), row([1, 6, 7], [1, 2])
+    one, two, three = learn.told_apart([expert], [own, own])
+    assert one.mask.tolist() == [False, False, False, True, False, True], "behind the actions 2 3 and 5"
+    assert one.weights[one.mask].tolist() == [1.0, 1.0]
+    assert [r.weights[r.mask].tolist() for r in (two, three)] == [[-1.0], [-1.0]]
+    (one, *others) = learn.told_apart([expert], [own] * 4)
+    assert one.weights.sum() == pytest.approx(-sum(float(other.weights.sum()) for other in others))
+
+
+def test_a_discriminator_learns_who_acted_and_pays_for_what_looks_like_the_expert() -> None:
+    policy = tiny_policy(seed=1)
+    learner = learn.Learner(policy, lr=1e-2, value_head=True)
+    expert, own = [row([1, 2, 9, 3, 9], [2, 4])] * 4, [row([1, 2, 8, 3, 8], [2, 4]), row([1, 2, 8, 3, 9], [2, 4])] * 2
+    assert learn.step_rewards(learner, own[:1]) == [pytest.approx([math.log(2)] * 2)], "a fresh one cannot tell"
+    for _ in range(30):
+        learn.optimise(learner, [learn.told_apart(expert, own)], learn.discrimination())
+    (bad, mixed), (good, *_) = learn.step_rewards(learner, own[:2]), learn.step_rewards(learner, expert)
+    assert max(bad) < 0.2 < 1.0 < min(good)
+    assert mixed[0] == pytest.approx(bad[0], abs=1e-4), "an action is judged without what follows it"
+
+
+def test_inverse_step_agent_pays_its_own_actions_by_the_discriminator(given: list[list[Any]], monkeypatch: Any) -> None:
+    paid, ppo = [], learn.ppo
+
+    def spy(learner: Any, rows: Any, rewards: Any, *args: Any, **options: Any) -> Any:
+        paid.append((rows, rewards))
+        return ppo(learner, rows, rewards, *args, **options)
+
+    monkeypatch.setattr(learn, "ppo", spy)
+    options = {"samples": 2, "epochs": 6, "batch_size": 4, "discriminator_lr": 1e-2, "lr": 1e-3}
+    run, better = trained("step_agent", reward="inverse", iterations=3, **options)
+    logs = [e["metrics"] for e in run.events("log")]
+    assert logs[-1]["told_apart"] > 0.9
+    assert logs[-1]["paid"] < logs[0]["paid"], "the better it is told apart, the less it is paid"
+    assert [len(rows) for rows, _ in paid] == [6, 6, 6]
+    assert {len(rewards) for _, batch in paid for rewards in batch} == {3}
+    assert run.cost.env_steps == 3 * 6 * 3
+    assert better.policy.version != tiny_policy(seed=1).version
+    with pytest.raises(ConfigError, match="Did you mean 'inverse'"):
+        methods.get("step_agent").config(reward="invers")
+
+
+def test_inverse_step_agent_goes_on_where_it_was_interrupted(tmp_path: Any) -> None:
+    def go(place: Any, resume: bool = False, stop: bool = False) -> Any:
+        class Cut(Run):
+            def log(self, step: int, **metrics: Any) -> None:
+                super().log(step, **metrics)
+                if stop and step == 1:
+                    raise KeyboardInterrupt
+
+        cfg: Any = configure(methods.get("step_agent").config, {"reward": "inverse", "iterations": 3, "lr": 1e-2, "discriminator_lr": 1e-2})
+        with Cut.create(place, {"seed": 0}, resume=resume, quiet=True) as run:
+            return methods.get("step_agent").function(Agent(tiny_policy(seed=1)), Data(experts=experts()), env=PATH, run=run, cfg=cfg)
+
+    whole = go(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path / "cut", stop=True)
+    again = go(tmp_path / "cut", resume=True)
+    assert all(np.array_equal(t.numpy(), again.policy.weights[name].numpy()) for name, t in whole.policy.weights.items())

@@ -9,6 +9,7 @@ from whet.errors import missing_extra
 
 if TYPE_CHECKING:
     from whet.learn.credit import PPO, at_end, credited, gae, group_advantages, leave_one_out_advantages, turn_weights, whitened
+    from whet.learn.discriminator import discrimination, step_rewards, told_apart
     from whet.learn.learner import Learner
     from whet.learn.lora import Lora
     from whet.learn.losses import Loss, dpo, ipo, kto, mito, nll, policy_gradient, simpo
@@ -23,6 +24,9 @@ _HOME = {
     "credited": "credit",
     "gae": "credit",
     "whitened": "credit",
+    "discrimination": "discriminator",
+    "step_rewards": "discriminator",
+    "told_apart": "discriminator",
     "actor_critic": "proximal",
     "ppo": "proximal",
     "value_regression": "proximal",
@@ -57,6 +61,7 @@ __all__ = [
     "actor_critic",
     "at_end",
     "credited",
+    "discrimination",
     "dpo",
     "gae",
     "group_advantages",
@@ -71,6 +76,8 @@ __all__ = [
     "policy_gradient",
     "ppo",
     "simpo",
+    "step_rewards",
+    "told_apart",
     "turn_weights",
     "value_regression",
     "whitened",
