@@ -59,10 +59,11 @@ lint: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.dev  ## speed against transformers and TRL, measured in alternation, and with slow tools
+bench: $(VENV)/.dev  ## speed against transformers and TRL, measured in alternation, with slow tools, and of many prefixes at once
 	$(BIN)/python benchmarks/bench_generate.py --model src/whet/base --json results/bench_generate.json
 	$(BIN)/python benchmarks/bench_grpo.py --json results/bench_grpo.json
 	$(BIN)/python benchmarks/bench_latency.py --json results/bench_latency.json
+	$(BIN)/python benchmarks/bench_values.py --json results/bench_values.json
 
 base: $(VENV)/.user  ## rebuild the embedded base model from nothing (about twenty minutes of one core)
 	$(BIN)/python scripts/base/build.py

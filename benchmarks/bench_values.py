@@ -28,11 +28,11 @@ from whet.rollout.values import Beginning, prefix_values
 def beginnings(n: int, env: str) -> list[Beginning]:
     """The first `n` prefixes of the model's own episodes."""
     factory, found = load_env(env), list[Beginning]()
-    agent, start = Agent(load_policy("base")), 0
+    agent, start, page = Agent(load_policy("base")), 0, max(1, n // 4)
     while len(found) < n:
-        for episode in rollout(agent, factory, factory.tasks("train", n, start), progress=False):
+        for episode in rollout(agent, factory, factory.tasks("train", page, start), progress=False):
             found += [(episode, k) for k in range(episode.n_actions)]
-        start += n
+        start += page
     return found[:n]
 
 
@@ -49,7 +49,7 @@ def timed(asked: list[Beginning], args: argparse.Namespace, *, batched: bool) ->
     n, seconds, stats = len(asked) * args.completions, time.perf_counter() - begin, policy.engine.stats
     return {
         "per_second": n / seconds,
-        "core": (time.process_time() - processor) / seconds,
+        "per_processor_second": n / (time.process_time() - processor),
         "computed": stats.prefilled / n,
         "copied": stats.copied / n,
     }
@@ -72,12 +72,13 @@ def main() -> None:
     rounds = []
     for number in range(args.rounds):
         single, batch = timed(some, args, batched=False), timed(asked, args, batched=True)
-        ratio = batch["per_second"] / single["per_second"]
-        rounds.append({"single": single, "batched": batch, "ratio": ratio})
+        ratio, unshared = (batch[unit] / single[unit] for unit in ("per_second", "per_processor_second"))
+        rounds.append({"single": single, "batched": batch, "ratio": ratio, "processor_ratio": unshared})
         print(
             f"round {number + 1}: {args.prefixes} prefixes x {args.completions} batched {batch['per_second']:.0f}/s, one by one "
-            f"{single['per_second']:.1f}/s, batched / one by one {ratio:.1f}; prompt tokens computed for each completion "
-            f"{batch['computed']:.0f} and {single['computed']:.0f}, copied {batch['copied']:.0f} and {single['copied']:.0f}",
+            f"{single['per_second']:.1f}/s, batched / one by one {ratio:.1f}, {unshared:.1f} by processor time; prompt tokens "
+            f"computed for each completion {batch['computed']:.0f} and {single['computed']:.0f}, copied {batch['copied']:.0f} and "
+            f"{single['copied']:.0f}",
             flush=True,
         )
     result = spread([r["ratio"] for r in rounds])
