@@ -149,8 +149,10 @@ LEADERBOARD: dict[str, dict[str, Any]] = {
             "probes": 0,
         },
         "note": (
-            "The paper's gain does not appear on dev tasks. The attacker gets better (the perplexity of the right answer rises from one "
-            "round to the next), but the generator learns nothing about whom to believe that holds for people it has not seen; harder "
+            "A small gain, which two seeds on dev tasks had not shown (0.525 and 0.450 against 0.450 and 0.495). The attacker gets "
+                "better (the perplexity of the right answer rises from one round to the next), but the generator learns little about whom to "
+                "believe that holds for people it has not seen; harder rounds make it worse."
+            ), but the generator learns nothing about whom to believe that holds for people it has not seen; harder "
             "rounds make it worse."
         ),
     },
