@@ -149,9 +149,9 @@ LEADERBOARD: dict[str, dict[str, Any]] = {
             "probes": 0,
         },
         "note": (
-            "The paper's gain does not appear on dev tasks. The attacker gets better (the perplexity of the right answer rises from one "
-            "round to the next), but the generator learns nothing about whom to believe that holds for people it has not seen; harder "
-            "rounds make it worse."
+            "A small gain, which two seeds on dev tasks had not shown (0.525 and 0.450 against 0.450 and 0.495). The attacker gets "
+            "better (the perplexity of the right answer rises from one round to the next), but the generator learns little about whom "
+            "to believe that holds for people it has not seen; harder rounds make it worse."
         ),
     },
     # Seen on 200 dev tasks, 1 seed: 0.510 [0.441, 0.579], without corrections 0.350 [0.287, 0.419], rejection sampling 0.920
