@@ -146,6 +146,7 @@ def test_what_cannot_be_asked_is_refused(episode: Episode) -> None:
         prefix_values(CHANCE, MAZE, [(episode, 4)], n=1)
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs() -> None:
     script = Path(__file__).parents[1] / "benchmarks" / "bench_values.py"
     if not script.exists():
