@@ -292,6 +292,8 @@ def test_a_discriminator_learns_who_acted_and_pays_for_what_looks_like_the_exper
         learn.optimise(learner, [learn.told_apart(expert, own)], learn.discrimination())
     (bad, mixed), (good, *_) = learn.step_rewards(learner, own[:2]), learn.step_rewards(learner, expert)
     assert max(bad) < 0.2 < 1.0 < min(good)
+    ((first, _),) = learn.step_rewards(learner, own[:1], "airl")
+    assert first == pytest.approx(math.log(math.expm1(bad[0])), abs=1e-3), "V, of which -log D is the softplus"
     assert mixed[0] == pytest.approx(bad[0], abs=1e-4), "an action is judged without what follows it"
 
 

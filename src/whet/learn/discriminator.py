@@ -1,7 +1,8 @@
 """Telling an expert's actions from an agent's (GAIL, arXiv 1606.03476), by a value head that reads each action to its end.
 
-D(s, a) = sigmoid(-V) is how likely the action is the agent's: the discriminator maximises E_agent[log D] + E_expert[log(1 - D)], and
--log D is what a step of the agent's is paid.
+D(s, a) = sigmoid(-V) is how likely the action is the agent's: the discriminator maximises E_agent[log D] + E_expert[log(1 - D)]. A step
+of the agent's is paid -log D (`gail`), which is above 0 whatever it is, so that long episodes are paid more; or log(1 - D) - log D = V
+(`airl`, arXiv 1710.11248), which is below 0 for what is taken for the agent's.
 """
 
 from __future__ import annotations
@@ -43,10 +44,11 @@ def told_apart(experts: Sequence[Example], own: Sequence[Example]) -> list[Examp
     return [_behind_actions(row, w) for rows, w in zip((experts, own), (weights[0], -weights[1]), strict=True) for row in rows]
 
 
-def step_rewards(discriminator: Learner, rows: Sequence[Example]) -> list[list[float]]:
-    """-log D of each assistant turn of these rows."""
+def step_rewards(discriminator: Learner, rows: Sequence[Example], form: str = "gail") -> list[list[float]]:
+    """What each assistant turn of these rows is paid: -log D, or log(1 - D) - log D."""
     valued = discriminator.with_values([_behind_actions(row, 1.0) for row in rows])
-    return [F.softplus(torch.from_numpy(row.values[row.mask])).tolist() for row in valued if row.values is not None]
+    found = [torch.from_numpy(row.values[row.mask]) for row in valued if row.values is not None]
+    return [(F.softplus(v) if form == "gail" else v).tolist() for v in found]
 
 
 def _behind_actions(row: Example, weight: float) -> Example:

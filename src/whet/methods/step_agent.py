@@ -62,13 +62,16 @@ class StepAgentConfig:
     """Of the implicit reward's pairs, or of the discriminator's rows."""
     batch_size: int = 32
     discriminator_lr: float = 1e-5
+    paid: Literal["gail", "airl"] = "gail"
+    """What PPO is paid for a step: -log D as in the paper, or log(1 - D) - log D, which does not pay for long episodes."""
     ppo: PPO = PPO()
 
     def __post_init__(self) -> None:
         at_least(self, 1, "iterations", "samples", "epochs", "batch_size")
         at_least(self, 0, "explore_temperature", "beta", "nll", "lr", "discriminator_lr")
-        if self.reward not in ("implicit", "inverse"):
-            raise ConfigError(f"unknown reward {self.reward!r}. {did_you_mean(self.reward, ('implicit', 'inverse'))}")
+        for name, known in (("reward", ("implicit", "inverse")), ("paid", ("gail", "airl"))):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"unknown {name} {getattr(self, name)!r}. {did_you_mean(getattr(self, name), known)}")
 
 
 def step_agent(agent: Agent[Any], data: Data, *, env: EnvFactory, run: Run, cfg: StepAgentConfig = StepAgentConfig()) -> Agent[Any]:
@@ -112,7 +115,7 @@ def inverse(agent: Agent[Any], data: Data, env: EnvFactory, run: Run, cfg: StepA
         own = rows_of(played, agent.policy, env)
         shuffled = batches(learn.told_apart(taught, own), cfg.batch_size, epochs=cfg.epochs, seed=seed)
         apart = learn.optimise(learners["discriminator"], shuffled, learn.discrimination())
-        paid = learn.step_rewards(learners["discriminator"], own)
+        paid = learn.step_rewards(learners["discriminator"], own, cfg.paid)
         metrics = learn.ppo(policy, own, paid, agent.policy, cfg.ppo, seed=seed)
         run.log(iteration, **success_rates(played), told_apart=apart["accuracy"], paid=fmean(map(sum, paid)), **metrics)
     return agent.replace(policy=policy.sample())
