@@ -81,13 +81,12 @@ def main() -> None:
             f"{single['copied']:.0f}",
             flush=True,
         )
-    result = spread([r["ratio"] for r in rounds])
-    print(f"batched / one by one: {result['median']:.1f} ({result['min']:.1f}-{result['max']:.1f})")
+    result = {key: spread([r[key] for r in rounds]) for key in ("ratio", "processor_ratio")}
+    print("batched / one by one: {median:.1f} ({min:.1f}-{max:.1f})".format(**result["ratio"]))
     if args.json:
         work = {key: str(value) for key, value in vars(args).items()}
-        args.json.write_text(
-            json.dumps({"benchmark": "values", "machine": about, "work": work, "ratio": result, "rounds": rounds}, indent=1) + "\n"
-        )
+        record = {"benchmark": "values", "machine": about, "work": work, **result, "rounds": rounds}
+        args.json.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

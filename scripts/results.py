@@ -79,6 +79,10 @@ def benchmarks() -> None:
     setting = f"{work['tasks'] * work['group']} episodes a step"
     for what, key in (("episodes per second", "seconds"), ("episodes per processor second", "processor")):
         lines.append(_row(f"multi-turn GRPO with tools: {what}", other, setting, grpo["ratios"][key], len(grpo["rounds"]) - 1, grpo))
+    values = json.loads((ROOT / "results" / "bench_values.json").read_text())
+    setting, rounds = "{prefixes} prefixes, {completions} of each".format(**values["work"]), values["rounds"]
+    for what, ratio in (("second", values["ratio"]), ("processor second", values["processor_ratio"])):
+        lines.append(_row(f"completions of prefixes per {what}", "one after another", setting, ratio, len(rounds), values))
     latency = ROOT / "results" / "bench_latency.json"
     if latency.exists():
         lines += ["", *_busy(json.loads(latency.read_text()))]
