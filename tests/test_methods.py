@@ -66,6 +66,16 @@ CHEAP: dict[str, dict[str, Any]] = {
         "dpo_lr": 1e-2,
         "batch_size": 4,
     },
+    "retrospex": {
+        "epochs": 2,
+        "lr": 1e-2,
+        "batch_size": 4,
+        "lora": None,
+        "critic.steps": 2,
+        "critic.batch_size": 4,
+        "report": 1,
+        "act.k": 2,
+    },
     "smart": {f"{stage}.{key}": value for stage in ("short", "long") for key, value in (("epochs", 3), ("lr", 1e-2), ("batch_size", 4))},
 }
 """Options with which each method takes three steps within a second. A new method adds its own here."""

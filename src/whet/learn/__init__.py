@@ -9,6 +9,7 @@ from whet.errors import missing_extra
 
 if TYPE_CHECKING:
     from whet.learn.credit import group_advantages, leave_one_out_advantages
+    from whet.learn.critic import CriticLearner
     from whet.learn.learner import Learner
     from whet.learn.lora import Lora
     from whet.learn.losses import Loss, dpo, ipo, kto, mito, nll, policy_gradient, simpo
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _HOME = {
     "group_advantages": "credit",
     "leave_one_out_advantages": "credit",
+    "CriticLearner": "critic",
     "Learner": "learner",
     "Learners": "several",
     "Lora": "lora",
@@ -39,6 +41,7 @@ _HOME = {
 }
 
 __all__ = [
+    "CriticLearner",
     "Learner",
     "Learners",
     "Lora",
