@@ -10,6 +10,7 @@ from whet.errors import missing_extra
 if TYPE_CHECKING:
     from whet.learn.credit import group_advantages, leave_one_out_advantages
     from whet.learn.critic import CriticLearner
+    from whet.learn.experts import Experts
     from whet.learn.learner import Learner
     from whet.learn.lora import Lora
     from whet.learn.losses import Loss, dpo, ipo, kto, mito, nll, policy_gradient, simpo
@@ -21,6 +22,7 @@ _HOME = {
     "group_advantages": "credit",
     "leave_one_out_advantages": "credit",
     "CriticLearner": "critic",
+    "Experts": "experts",
     "Learner": "learner",
     "Learners": "several",
     "Lora": "lora",
@@ -42,6 +44,7 @@ _HOME = {
 
 __all__ = [
     "CriticLearner",
+    "Experts",
     "Learner",
     "Learners",
     "Lora",
