@@ -213,6 +213,10 @@ class Example:
     """float32 [T]: as sampled (the old policy's)."""
     reference: np.ndarray | None = None
     """float32 [T]: log-probs under the reference policy (for a loss of divergences, its divergences)."""
+    values: np.ndarray | None = None
+    """float32 [T]: the return that a critic expected before each token, when the row was sampled."""
+    returns: np.ndarray | None = None
+    """float32 [T]: what it is to expect instead."""
     temperature: float = 1.0
     """That of the distribution the log-probs belong to."""
     origin: str = ""

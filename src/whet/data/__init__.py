@@ -2,7 +2,18 @@
 
 from whet.data.packing import Pack, pack_rows
 from whet.data.pairs import Contrast, extremes, outcome, segment, siblings, step, to_pairs, unpaired
-from whet.data.rows import actions, batches, confidence, last_action, opening, reopened, rows_of, to_examples
+from whet.data.rows import (
+    actions,
+    batches,
+    confidence,
+    different,
+    last_action,
+    opening,
+    reopened,
+    rows_of,
+    to_examples,
+    turn_ends,
+)
 
 __all__ = [
     "Contrast",
@@ -10,6 +21,7 @@ __all__ = [
     "actions",
     "batches",
     "confidence",
+    "different",
     "extremes",
     "last_action",
     "opening",
@@ -22,5 +34,6 @@ __all__ = [
     "step",
     "to_examples",
     "to_pairs",
+    "turn_ends",
     "unpaired",
 ]

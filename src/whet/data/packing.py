@@ -104,7 +104,7 @@ def pack_rows(
 def _needed(row: Example) -> int:
     """How many tokens of the row a model must read for all of its wanted log-probs."""
     n = len(row.tokens)
-    for name in ("mask", "weights", "logprobs", "reference"):
+    for name in ("mask", "weights", "logprobs", "reference", "values", "returns"):
         value = getattr(row, name)
         if value is not None and len(value) != n:
             raise ConfigError(f"row {row.origin!r} has {n} tokens but {len(value)} {name}; expected one for each")

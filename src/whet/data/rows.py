@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
@@ -112,12 +112,17 @@ def _to_example(
     )
 
 
+def turn_ends(row: Example) -> np.ndarray:
+    """Where each assistant turn of the row has its last token, int64 [turns]."""
+    spoken = np.flatnonzero(row.mask)
+    return spoken[np.diff(spoken, append=len(row.mask) + 1) > 1]
+
+
 def last_action(row: Example) -> Example:
     """The row with nothing but its last assistant turn in the loss: what came before is read alone."""
-    spoken = np.flatnonzero(row.mask)
-    gaps = np.flatnonzero(np.diff(spoken) > 1)
+    ends = turn_ends(row)
     mask = row.mask.copy()
-    mask[: spoken[gaps[-1] + 1] if len(gaps) else 0] = False
+    mask[: ends[-2] + 1 if len(ends) > 1 else 0] = False
     return dataclasses.replace(row, mask=mask, weights=np.where(mask, row.weights, 0.0).astype(np.float32))
 
 
@@ -171,6 +176,14 @@ def reopened(episode: Episode, turns: Sequence[Turn]) -> Episode:
 def actions(episode: Episode) -> tuple[object, ...]:
     """What the policy did, to tell episodes apart by: the tokens of its turns, or their text where they have none."""
     return tuple(turn.tokens or (turn.content, repr(turn.tool_calls)) for turn in episode.turns if turn.trained)
+
+
+def different(episodes: Iterable[Episode], most: int) -> list[Episode]:
+    """The first `most` of the episodes that differ in what the policy did."""
+    found: dict[object, Episode] = {}
+    for episode in episodes:
+        found.setdefault(actions(episode), episode)
+    return list(found.values())[:most]
 
 
 def confidence(episode: Episode) -> float:

@@ -8,17 +8,26 @@ from typing import TYPE_CHECKING, Any
 from whet.errors import missing_extra
 
 if TYPE_CHECKING:
-    from whet.learn.credit import group_advantages, leave_one_out_advantages
+    from whet.learn.credit import PPO, at_end, credited, gae, group_advantages, leave_one_out_advantages, whitened
     from whet.learn.critic import CriticLearner
     from whet.learn.experts import Experts
     from whet.learn.learner import Learner
     from whet.learn.lora import Lora
     from whet.learn.losses import Loss, dpo, ipo, kto, mito, nll, policy_gradient, simpo
+    from whet.learn.proximal import actor_critic, ppo, value_regression
     from whet.learn.reference import with_divergences, with_reference
     from whet.learn.several import Learners
     from whet.learn.training import learner_for, mean_nll, optimise, worst_turn_nll
 
 _HOME = {
+    "PPO": "credit",
+    "at_end": "credit",
+    "credited": "credit",
+    "gae": "credit",
+    "whitened": "credit",
+    "actor_critic": "proximal",
+    "ppo": "proximal",
+    "value_regression": "proximal",
     "group_advantages": "credit",
     "leave_one_out_advantages": "credit",
     "CriticLearner": "critic",
@@ -43,13 +52,18 @@ _HOME = {
 }
 
 __all__ = [
+    "PPO",
     "CriticLearner",
     "Experts",
     "Learner",
     "Learners",
     "Lora",
     "Loss",
+    "actor_critic",
+    "at_end",
+    "credited",
     "dpo",
+    "gae",
     "group_advantages",
     "ipo",
     "kto",
@@ -60,7 +74,10 @@ __all__ = [
     "nll",
     "optimise",
     "policy_gradient",
+    "ppo",
     "simpo",
+    "value_regression",
+    "whitened",
     "with_divergences",
     "with_reference",
     "worst_turn_nll",

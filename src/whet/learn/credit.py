@@ -1,13 +1,22 @@
-"""Credit: from the returns of a group's episodes to the advantages that weigh their tokens."""
+"""Credit: from rewards to the advantages that weigh tokens, within a group of episodes or by a critic's values."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from whet.config import at_least
+from whet.data.rows import turn_ends
+from whet.errors import ConfigError
+from whet.types import Example
+
 STD_EPSILON = 1e-4
 """Added to a group's standard deviation, as TRL does."""
+WHITEN_EPSILON = 1e-8
+"""Added to the variance that advantages are whitened by, as TRL does."""
 
 
 def group_advantages(rewards: Sequence[float], *, normalize_std: bool = True) -> list[float]:
@@ -36,3 +45,102 @@ def leave_one_out_advantages(rewards: Sequence[float]) -> list[float]:
         return [0.0] * values.size
     others = (values.sum() - values) / (values.size - 1)
     return [float(a) for a in values - others]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPO:
+    """How `learn.ppo` makes use of a batch of episodes. Defaults: ReFT's scripts (arXiv 2401.08967)."""
+
+    kl: float = 0.01
+    """What a token costs for each nat that it is likelier than under the reference policy."""
+    gamma: float = 1.0
+    """Discount from token to token."""
+    lam: float = 0.95
+    clip: float = 0.2
+    clip_value: float = 0.2
+    value: float = 5.0
+    """Weight of the critic's loss beside the policy's, on a shared backbone."""
+    whiten: bool = True
+    """Bring the advantages of a batch of episodes to mean 0 and variance 1."""
+    epochs: int = 2
+    batch_size: int = 32
+    """Rows of an optimiser step (value unverified)."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "epochs", "batch_size")
+        at_least(self, 0, "kl", "gamma", "lam", "clip", "value")
+        if max(self.gamma, self.lam, self.clip) > 1 or self.clip_value <= 0:
+            raise ConfigError(
+                f"gamma={self.gamma}, lam={self.lam}, clip={self.clip}, clip_value={self.clip_value}; "
+                "expected the first three in [0, 1] and clip_value > 0"
+            )
+
+
+def gae(rewards: np.ndarray, values: np.ndarray, *, gamma: float = 1.0, lam: float = 0.95) -> np.ndarray:
+    """Generalised advantage estimates (arXiv 1506.02438, equation 16) of one episode's N actions, float64 [N].
+
+        A_t = delta_t + gamma lam A_{t+1},    delta_t = r_t + gamma V_{t+1} - V_t
+
+    `rewards` and `values` are [N]. Behind the last action the value is 0: an episode that was cut off is over, too.
+    """
+    after = np.append(values[1:], 0.0)
+    advantages: np.ndarray = rewards + gamma * after - values.astype(np.float64)
+    for t in range(len(advantages) - 2, -1, -1):
+        advantages[t] += gamma * lam * advantages[t + 1]
+    return advantages
+
+
+def whitened(values: np.ndarray) -> np.ndarray:
+    """The values with mean 0 and variance 1 (the sample one, n - 1, as in TRL), float64; of fewer than two, zeros."""
+    if values.size < 2:
+        return np.zeros(values.shape)
+    centred: np.ndarray = values - values.mean()
+    return centred / float(np.sqrt(values.var(ddof=1) + WHITEN_EPSILON))
+
+
+def credited(rows: Sequence[Example], rewards: Sequence[Sequence[float]], how: PPO) -> list[Example]:
+    """The rows with advantages as `weights`, and with the `returns` that a critic is to expect.
+
+    `rewards` has those of each row's assistant turns, paid with a turn's last token. Every token of an action costs
+    kl (log pi - log pi_ref), of the policy that sampled. An observation's tokens are no actions: what follows the last token of a
+    turn is the first of the next one. A return is advantage (before whitening) plus value. Whitening is over all of the rows.
+    Raises ConfigError for rewards that do not fit, and for rows without `values`, or, for a penalty, without log-probs.
+    """
+    estimated = [_estimated(row, paid, how) for row, paid in zip(rows, rewards, strict=True)]
+    flat = np.concatenate([np.zeros(0), *(advantages for advantages, _ in estimated)])
+    weights = np.split(whitened(flat) if how.whiten else flat, np.cumsum([len(a) for a, _ in estimated])[:-1])
+    return [
+        dataclasses.replace(row, weights=_placed(row, weight), returns=_placed(row, returns))
+        for row, weight, (_, returns) in zip(rows, weights, estimated, strict=True)
+    ]
+
+
+def at_end(row: Example, reward: float) -> list[float]:
+    """The rewards of the row's assistant turns where all of it is paid with the last one."""
+    return [0.0] * (len(turn_ends(row)) - 1) + [reward]
+
+
+def _estimated(row: Example, rewards: Sequence[float], how: PPO) -> tuple[np.ndarray, np.ndarray]:
+    """Advantages and returns of the row's action tokens."""
+    ends = turn_ends(row)
+    if len(ends) != len(rewards):
+        raise ConfigError(f"row {row.origin!r} has {len(ends)} assistant turns and got {len(rewards)} rewards; expected one for each")
+    if row.values is None:
+        raise ConfigError(f"row {row.origin!r} has no values; learner.with_values(rows) fills them in")
+    paid = np.zeros(len(row.tokens))
+    paid[ends] = rewards
+    if how.kl:
+        if row.logprobs is None or row.reference is None:
+            lacking = "sampled" if row.logprobs is None else "reference"
+            raise ConfigError(f"row {row.origin!r} has no {lacking} log-probs, which the penalty of kl={how.kl} is made from")
+        paid -= how.kl * (row.logprobs.astype(np.float64) - row.reference)
+    values = row.values[row.mask]
+    advantages = gae(paid[row.mask], values, gamma=how.gamma, lam=how.lam)
+    return advantages, advantages + values
+
+
+def _placed(row: Example, values: np.ndarray) -> np.ndarray:
+    """Values of the action tokens, float32 [T]."""
+    placed = np.zeros(len(row.tokens), dtype=np.float32)
+    placed[row.mask] = values
+    return placed

@@ -174,8 +174,16 @@ class Scorer:
         one_, other_ = (torch.from_numpy(pack.query[index]).to(self.device) for index in (one, other))
         return self._logprobs(head, pack, False), head.divergences(one_, other_)
 
-    def _head(self, pack: Pack) -> Head:
-        return {"lean": self._lean, "tree": self._tree, "padded": self._padded}[self.route](pack)
+    def with_values(self, pack: Pack, value_head: nn.Module, *, tempered: bool = True) -> tuple[Tensor, Tensor]:
+        """Log-probs as `scorer(pack)` gives them and, of the same forward pass, float32 [M], what the value head expects before each."""
+        head = self._head(pack, states=True)
+        assert head.states is not None
+        values: Tensor = value_head(head.states.float())[:, 0]
+        return self._logprobs(head, pack, tempered), values.index_select(0, torch.from_numpy(pack.query).to(self.device))
+
+    def _head(self, pack: Pack, *, states: bool = False) -> Head:
+        """`states` asks a module that gives logits for its last hidden states, too."""
+        return self._lean(pack) if self.route == "lean" else (self._tree if self.route == "tree" else self._padded)(pack, states)
 
     def _logprobs(self, head: Head, pack: Pack, tempered: bool) -> Tensor:
         target = torch.from_numpy(pack.target).to(self.device)
@@ -209,17 +217,18 @@ class Scorer:
         hidden = x.to(weight.dtype).index_select(0, torch.from_numpy(asked).to(self.device))
         return Hidden(hidden, weight)
 
-    def _tree(self, pack: Pack) -> Head:
+    def _tree(self, pack: Pack, states: bool) -> Head:
         with self._matmuls(), _attending(self.module, Plan(pack, self.device)):
             out = self.module(
                 input_ids=torch.from_numpy(pack.tokens).to(self.device)[None],
                 position_ids=torch.from_numpy(pack.positions).to(self.device)[None],
                 logits_to_keep=torch.from_numpy(pack.place).to(self.device),
                 use_cache=False,
+                output_hidden_states=states,
             )
-        return Logits(out.logits[0])
+        return Logits(out.logits[0], out.hidden_states[-1][0, pack.place] if states else None)
 
-    def _padded(self, pack: Pack) -> Head:
+    def _padded(self, pack: Pack, states: bool) -> Head:
         if any(s.parent is not None for s in pack.segments):
             raise ValueError("the padded route got a pack with shared prefixes; pack its rows with share=False")
         lengths = np.array([s.length for s in pack.segments])
@@ -232,9 +241,10 @@ class Scorer:
                 input_ids=torch.from_numpy(ids).to(self.device),
                 attention_mask=torch.from_numpy(valid.astype(np.int64)).to(self.device),
                 use_cache=False,
+                output_hidden_states=states,
             )
         at = torch.from_numpy(segment).to(self.device), torch.from_numpy(pack.positions[pack.place]).to(self.device)
-        return Logits(out.logits[at])
+        return Logits(out.logits[at], out.hidden_states[-1][at] if states else None)
 
     def _fastest(self) -> Route:
         probe = _probe(int(self.module.config.get_text_config().vocab_size))

@@ -22,6 +22,11 @@ _SLICE = 512
 class Head(Protocol):
     """The distributions over V tokens that Q queries ask for."""
 
+    @property
+    def states(self) -> Tensor | None:
+        """[Q, D]: the last hidden states, normalised as the vocabulary's layer sees them; None where they were not asked for."""
+        ...
+
     def logprobs(self, target: Tensor, temperature: Tensor) -> Tensor:
         """float32 [Q] of `target` [Q] at `temperature` [Q]."""
         ...
@@ -53,6 +58,8 @@ class Logits:
 
     logits: Tensor
     """[Q, V]"""
+    states: Tensor | None = None
+    """[Q, D]"""
 
     def logprobs(self, target: Tensor, temperature: Tensor) -> Tensor:
         logits = self.logits.float() / temperature[:, None]

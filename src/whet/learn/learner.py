@@ -15,19 +15,19 @@ import pickle
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from whet.data.packing import Pack, Unit, pack_rows
 from whet.errors import CheckpointError, ConfigError, did_you_mean
 from whet.learn.adapters import adapt, merged
 from whet.learn.forward import Scorer
 from whet.learn.lora import Lora
-from whet.learn.losses import Loss, Tokens, Totals
-from whet.learn.reference import flatten, scores
+from whet.learn.losses import Array, Loss, Tokens, Totals
+from whet.learn.reference import flatten, scores, with_values
 from whet.policies.local import LocalPolicy, own_tensors
 from whet.runs.files import write_directory
 from whet.types import Example, Pair
@@ -62,8 +62,13 @@ class Learner:
         lora: Lora | None = None,
         autocast: str | None = None,
         max_pack_tokens: int = 4096,
+        value_head: bool = False,
     ) -> None:
-        """`schedule` rises over `warmup_steps`, then stays or falls to zero at `total_steps`. Raises ConfigError."""
+        """`schedule` rises over `warmup_steps`, then stays or falls to zero at `total_steps`. Raises ConfigError.
+
+        `value_head` puts one on the last hidden states, for losses that ask for values; it begins with zeros, and so expects
+        nothing. It belongs to the learner alone: samples are policies without it.
+        """
         if not isinstance(policy, LocalPolicy):
             raise ConfigError(
                 f"policy {getattr(policy, 'version', policy)!r} has no weights here that could be trained; "
@@ -91,8 +96,9 @@ class Learner:
         self._scorer = Scorer(module, autocast=autocast)
         self._trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self._fresh_adapters = {name: p.detach().clone() for name, p in self._trained.items()} if lora else {}
-        matrices = [p for p in self._trained.values() if p.dim() >= 2]
-        vectors = [p for p in self._trained.values() if p.dim() < 2]
+        self._value_head = _zeroed(module).to(self._scorer.device) if value_head else None
+        matrices = [p for p in self._parameters() if p.dim() >= 2]
+        vectors = [p for p in self._parameters() if p.dim() < 2]
         groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         self._optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=True)
 
@@ -118,6 +124,8 @@ class Learner:
         Raises ConfigError for rows of the wrong kind, without log-probs that the loss needs, or with nothing to learn.
         """
         examples, units = _unfold(rows, loss)
+        if loss.value and self._value_head is None:
+            raise ConfigError(f"{loss.name} needs a value head, and this learner has none; make it with Learner(..., value_head=True)")
         totals, units = _totals(examples, units, loss)
         if loss.baseline is not None:
             totals = dataclasses.replace(totals, baseline=self._baseline(examples, units, loss))
@@ -125,8 +133,8 @@ class Learner:
         sums: dict[str, Tensor | float] = defaultdict(float)
         packs = pack_rows(examples, units, max_tokens=self.max_pack_tokens, share=self._scorer.shares)
         for pack in packs:
-            logprobs, divergence = scores(self._scorer, examples, pack, loss)
-            value, metrics = loss.compute(logprobs, _tokens(examples, pack, logprobs.device, divergence), totals)
+            logprobs, found = scores(self._scorer, examples, pack, loss, self._value_head)
+            value, metrics = loss.compute(logprobs, _tokens(examples, pack, logprobs.device, found), totals)
             value.backward()  # type: ignore[no-untyped-call]
             for name, part in (("loss", value.detach()), *metrics.items()):
                 sums[name] = sums[name] + part
@@ -141,7 +149,7 @@ class Learner:
         second = [unit[1:] for unit in units]
         packs = pack_rows(examples, second, max_tokens=self.max_pack_tokens, share=self._scorer.shares)
         sums = (
-            loss.baseline(logprobs, _tokens(examples, pack, logprobs.device))
+            loss.baseline(logprobs, _tokens(examples, pack, logprobs.device, {}))
             for pack in packs
             for logprobs in [scores(self._scorer, examples, pack, loss)[0]]
         )
@@ -156,7 +164,7 @@ class Learner:
         if not self._has_gradient:
             raise ConfigError("optim_step without a gradient; call forward_backward first")
         self._has_gradient = False
-        parameters = list(self._trained.values())
+        parameters = self._parameters()
         for p in parameters:
             if p.grad is None:  # every row was left out: a gradient of zero, under which momentum still moves
                 p.grad = torch.zeros_like(p)
@@ -173,6 +181,18 @@ class Learner:
             log.warning("step %d refused: the gradient's norm is %s", self.n_steps, norm)
         self._optimizer.zero_grad(set_to_none=True)
         return {"grad_norm": norm, "lr": lr, "skipped": float(not finite)}
+
+    def with_values(self, rows: Sequence[Example]) -> list[Example]:
+        """The rows with their `values` filled in: what the value head now expects before each masked-in token.
+
+        Raises ConfigError for a learner without one.
+        """
+        if self._value_head is None:
+            raise ConfigError("this learner has no value head; make it with Learner(..., value_head=True)")
+        return with_values(rows, self._scorer, self._value_head, max_pack_tokens=self.max_pack_tokens)
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [*self._trained.values(), *(self._value_head.parameters() if self._value_head else ())]
 
     @property
     def version(self) -> str:
@@ -197,7 +217,8 @@ class Learner:
         """Go on from the weights of `policy` with a fresh optimiser and schedule, as methods do that train anew in each round.
 
         Of a learner with adapters, `policy` must be the one it was made with (adapters then begin anew) or the newest
-        sample (they stay). Raises ConfigError for other policies and for weights of other shapes.
+        sample (they stay). A value head stays with the present weights, and expects nothing again of other ones. Raises ConfigError
+        for other policies and for weights of other shapes.
         """
         weights: Mapping[str, Tensor] = policy.weights
         if self._peft is not None:
@@ -211,6 +232,8 @@ class Learner:
             self._take(weights)
         except ValueError as error:
             raise ConfigError(f"cannot restart from {policy.version!r}: {error}") from error
+        if self._value_head is not None and policy.version != self.version:
+            self._value_head.load_state_dict(_zeroed(self._module).state_dict())
         self._optimizer.state.clear()
         self._drop_gradient()
         self.lr = self.lr if lr is None else lr
@@ -252,6 +275,7 @@ class Learner:
             "restarts": self._restarts,
             "lr": self.lr,
             "adapter": {n: p.detach() for n, p in self._trained.items()} if self._peft else None,
+            "value_head": self._value_head.state_dict() if self._value_head else None,
             "optimizer": self._optimizer.state_dict(),
         }
         torch.save(state, directory / _STATE_FILE)
@@ -268,16 +292,28 @@ class Learner:
                 raise ValueError(f"it is of version {state['state_version']}; this is {_STATE_VERSION}")
             if (state["adapter"] is None) != (self._peft is None):
                 raise ValueError(f"it was saved {'without' if self._peft else 'with'} lora")
+            if (state.get("value_head") is None) != (self._value_head is None):
+                raise ValueError(f"it was saved {'without' if self._value_head else 'with'} a value head")
             if self._peft is not None and state["policy"] != self._origin:
                 raise ValueError(f"its adapter belongs to the weights {state['policy']!r}, not {self._origin!r}")
             saved = state["adapter"] or dict(LocalPolicy.load(path, device=self._scorer.device).weights)
             self._take(saved)
+            if self._value_head is not None:
+                self._value_head.load_state_dict(state["value_head"])
             self._optimizer.load_state_dict(state["optimizer"])
         except (OSError, ValueError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise CheckpointError(f"{path} cannot be resumed from: {error}") from error
         self._base, self.n_steps, self.n_skipped = state["base"], state["n_steps"], state["n_skipped"]
         self._restarts, self.lr = state["restarts"], state["lr"]
         self._drop_gradient()
+
+
+def _zeroed(module: nn.Module) -> nn.Linear:
+    """A value head for the module's last hidden states."""
+    head = nn.Linear(int(cast(Any, module).config.get_text_config().hidden_size), 1)
+    for parameter in head.parameters():
+        nn.init.zeros_(parameter)
+    return head
 
 
 def _fitting(saved: Mapping[str, Tensor], name: str, parameter: Tensor) -> Tensor:
@@ -310,12 +346,21 @@ def _unfold(rows: Sequence[Example] | Sequence[Pair], loss: Loss) -> tuple[list[
     for row in examples:
         for name in loss.needs:
             if getattr(row, name) is None:
-                fill = "with_divergences" if loss.divergence else "with_reference"
-                how = f"{fill}(rows, policy) fills them in" if name == "reference" else "they come with sampled episodes only"
-                raise ConfigError(f"{loss.name} needs {name} log-probs, and row {row.origin!r} has none; {how}")
+                raise ConfigError(f"{loss.name} needs {_ARRAYS[name]}, and row {row.origin!r} has none; {_filling(name, loss)}")
         if loss.divergence and row.reference is not None and row.reference[row.mask].min(initial=0.0) < -1e-3:
             raise ConfigError(f"{loss.name} needs a reference's divergences, and row {row.origin!r} has log-probs; use with_divergences")
     return examples, units
+
+
+_ARRAYS = {"logprobs": "logprobs log-probs", "reference": "reference log-probs", "values": "values", "returns": "returns"}
+
+
+def _filling(name: Array, loss: Loss) -> str:
+    """Where a row's array comes from."""
+    if name == "logprobs":
+        return "they come with sampled episodes only"
+    fill = {"values": "learner.with_values(rows)", "returns": "credited(rows, rewards)"}
+    return fill.get(name, f"{'with_divergences' if loss.divergence else 'with_reference'}(rows, policy)") + " fills them in"
 
 
 def _totals(examples: Sequence[Example], units: list[Unit], loss: Loss) -> tuple[Totals, list[Unit]]:
@@ -332,8 +377,8 @@ def _totals(examples: Sequence[Example], units: list[Unit], loss: Loss) -> tuple
     ), live
 
 
-def _tokens(examples: Sequence[Example], pack: Pack, device: torch.device, divergence: Tensor | None = None) -> Tokens:
-    """The pack's masked-in tokens as a loss sees them."""
+def _tokens(examples: Sequence[Example], pack: Pack, device: torch.device, found: Mapping[str, Tensor]) -> Tokens:
+    """The pack's masked-in tokens as a loss sees them, with what else was found out about them (`scores`)."""
 
     def gather(name: str) -> Tensor | None:
         arrays = [getattr(examples[i], name) for i in pack.rows]
@@ -347,6 +392,8 @@ def _tokens(examples: Sequence[Example], pack: Pack, device: torch.device, diver
         weight=cast(Tensor, gather("weights")),
         old=gather("logprobs"),
         reference=gather("reference"),
-        divergence=divergence,
+        old_value=gather("values"),
+        returns=gather("returns"),
+        **found,
         n_rows=len(pack.rows),
     )

@@ -12,6 +12,8 @@ add up in the same way.
     kto               preference without pairs: what is desirable above, and what is not below, what other answers have
     policy_gradient   reward: the clipped surrogate of PPO and GRPO with an optional KL penalty
     mito              robustness: likelihood in one context, and how far it moves the distributions from those in another
+
+Those of actor-critic methods are in `whet.learn.proximal`.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from whet.errors import ConfigError, did_you_mean
 
 Metrics = dict[str, Tensor]
 Aggregation = Literal["row-token-mean", "token-mean", "constant"]
+Array = Literal["logprobs", "reference", "values", "returns"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +48,12 @@ class Tokens:
     divergence: Tensor | None = None
     """float32 [M]: of pairs that give one answer in two contexts, at each of its tokens in row 2i the divergence
     KL(pi(. | context of row 2i) || pi(. | context of row 2i + 1)); 0 in row 2i + 1. Only where the loss asks for it."""
+    value: Tensor | None = None
+    """float32 [M]: what the value head expects before each token. Only where the loss asks for it."""
+    old_value: Tensor | None = None
+    """float32 [M]: what it expected when the rows were sampled."""
+    returns: Tensor | None = None
+    """float32 [M]: what it is to expect."""
     n_rows: int = 0
 
     def sum_rows(self, x: Tensor) -> Tensor:
@@ -80,12 +89,14 @@ class Loss:
     name: str
     compute: Callable[[Tensor, Tokens, Totals], tuple[Tensor, Metrics]]
     of: Literal["rows", "pairs"] = "rows"
-    needs: tuple[Literal["logprobs", "reference"], ...] = ()
+    needs: tuple[Array, ...] = ()
     """Arrays that every row must have."""
     tempered: bool = False
     """Whether log-probs are those at each row's temperature, as they are where a ratio to sampled ones is taken."""
     divergence: bool = False
     """Whether it asks how the distributions of a pair's two rows diverge; both then hold the same masked-in tokens."""
+    value: bool = False
+    """Whether it asks what the learner's value head expects."""
     baseline: Callable[[Tensor, Tokens], Tensor] | None = None
     """`baseline(logprobs, tokens) -> []`, a sum over the second rows of pairs. Its mean over the whole batch is computed first, without
     a gradient; `compute` then sees the pairs' first rows alone, and the mean in `totals`."""
@@ -287,7 +298,7 @@ def policy_gradient(
             metrics["kl"] = divergence.detach().sum() / totals.computed
         return aggregate(per_token, tokens, totals), metrics
 
-    needs: tuple[Literal["logprobs", "reference"], ...] = ("logprobs", "reference") if kl else ("logprobs",)
+    needs: tuple[Array, ...] = ("logprobs", "reference") if kl else ("logprobs",)
     return Loss(name="policy_gradient", compute=compute, needs=needs, tempered=True, skips_zero_weight=not kl)
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from whet.data.packing import Pack, Unit, pack_rows
 from whet.errors import ConfigError
@@ -49,13 +49,13 @@ def with_divergences(pairs: Sequence[Pair], policy: LocalPolicy, *, max_pack_tok
     return _paired(pairs, filled)
 
 
-def _filled(examples: Sequence[Example], scored: Iterable[tuple[Pack, Tensor]]) -> list[Example]:
-    """The rows with what was scored at their masked-in tokens, pack by pack, as `reference`."""
-    references = [np.zeros(len(row.tokens), dtype=np.float32) for row in examples]
+def _filled(examples: Sequence[Example], scored: Iterable[tuple[Pack, Tensor]], name: str = "reference") -> list[Example]:
+    """The rows with what was scored at their masked-in tokens, pack by pack, as the array of this name."""
+    arrays = [np.zeros(len(row.tokens), dtype=np.float32) for row in examples]
     for pack, scores in scored:
         for row, time, score in zip(pack.rows[pack.row], pack.time, scores.cpu().numpy(), strict=True):
-            references[row][time] = score
-    return [dataclasses.replace(row, reference=scores) for row, scores in zip(examples, references, strict=True)]
+            arrays[row][time] = score
+    return [dataclasses.replace(row, **cast(Any, {name: array})) for row, array in zip(examples, arrays, strict=True)]
 
 
 def _paired(pairs: Sequence[Pair], rows: Sequence[Example]) -> list[Pair]:
@@ -73,9 +73,25 @@ def _frozen(policy: LocalPolicy) -> Scorer:
 _scorers: weakref.WeakKeyDictionary[LocalPolicy, Scorer] = weakref.WeakKeyDictionary()
 
 
-def scores(scorer: Scorer, examples: Sequence[Example], pack: Pack, loss: Loss) -> tuple[Tensor, Tensor | None]:
-    """Log-probs [M] of the pack's masked-in tokens and, for a loss that asks for them, the divergences of its pairs [M]."""
-    return _divergences(scorer, examples, pack) if loss.divergence else (scorer(pack, tempered=loss.tempered), None)
+def scores(
+    scorer: Scorer, examples: Sequence[Example], pack: Pack, loss: Loss, value_head: nn.Module | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Log-probs [M] of the pack's masked-in tokens and, for a loss that asks for them, its pairs' `divergence` or the `value` [M]."""
+    if loss.divergence:
+        logprobs, found = _divergences(scorer, examples, pack)
+        return logprobs, {"divergence": found}
+    if loss.value:
+        assert value_head is not None
+        logprobs, found = scorer.with_values(pack, value_head, tempered=loss.tempered)
+        return logprobs, {"value": found}
+    return scorer(pack, tempered=loss.tempered), {}
+
+
+def with_values(rows: Sequence[Example], scorer: Scorer, value_head: nn.Module, *, max_pack_tokens: int) -> list[Example]:
+    """The rows with their `values` filled in: what the value head now expects before each masked-in token."""
+    packs = pack_rows(rows, max_tokens=max_pack_tokens, share=scorer.shares)
+    with torch.no_grad():
+        return _filled(rows, ((pack, scorer.with_values(pack, value_head)[1]) for pack in packs), "values")
 
 
 def _divergences(scorer: Scorer, examples: Sequence[Example], pack: Pack) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from whet import learn
 from whet.agents import Agent
 from whet.config import at_least
-from whet.data import actions, batches, to_examples
+from whet.data import batches, different, to_examples
 from whet.envs.base import EnvFactory
 from whet.methods import Parts
 from whet.rollout import rollout_groups, success_rates
@@ -76,8 +76,4 @@ def rejection_sampling(
 
 def successes(group: Group, keep: int) -> list[Episode]:
     """The first `keep` successful episodes of a group that differ in what the policy did."""
-    different: dict[object, Episode] = {}
-    for episode in group.episodes:
-        if episode.ok and episode.success:
-            different.setdefault(actions(episode), episode)
-    return list(different.values())[:keep]
+    return different((episode for episode in group.episodes if episode.ok and episode.success), keep)

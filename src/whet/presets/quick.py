@@ -168,6 +168,26 @@ QUICK: dict[str, dict[str, Any]] = {
         "long.epochs": 5,
     },
     "llm_tmbr": {"env": "workshop:depth=1-3", "train_tasks": 32, "ways.told": False, "epochs": 3, "lr": 5e-3, "batch_size": 8},
+    "reft": {
+        "env": "search:hops=1-2",
+        "train_tasks": 128,
+        "epochs": 4,
+        "tasks_per_step": 32,
+        "lr": 3e-4,
+        "ppo.value": 0.5,
+    },
+    "agent_evol": {
+        "env": "search:hops=1-3 + babyai:level=GoToLocal,max_turns=12",
+        "train_tasks": 128,
+        "expert_episodes": 16,
+        "iterations": 2,
+        "samples": 2,
+        "keep": 2,
+        "explore_temperature": 1.0,
+        "epochs": 4,
+        "lr": 5e-4,
+        "batch_size": 8,
+    },
 }
 """Method -> the environment it is shown on, sizes of the data, and its options."""
 SIZES = {"train_tasks": 128, "dev_tasks": 32, "test_tasks": 64, "expert_episodes": 32}

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from whet.envs.base import FAILED
-from whet.types import Episode
+from whet.types import Episode, Stop
 
 Grader = Callable[[Episode], float]
 
@@ -35,6 +35,18 @@ def tool_failures(episode: Episode) -> float:
     else:
         failed = sum(turn.role == "tool" and turn.content.startswith(FAILED) for turn in episode.turns)
     return failed / calls if calls else 0.0
+
+
+def partial_credit(credit: float = 0.1) -> Grader:
+    """The environment's reward, but no less than `credit` for an episode that the environment ended (ReFT, arXiv 2401.08967).
+
+    So an answer that is wrong, but could be graded, is worth more than none: one that was cut off by a limit.
+    """
+
+    def grade(episode: Episode) -> float:
+        return max(episode.reward, credit) if episode.stop is Stop.TERMINATED else episode.reward
+
+    return grade
 
 
 def weighted(*parts: tuple[float, Grader]) -> Grader:
