@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -279,16 +280,14 @@ def train(monkeypatch: pytest.MonkeyPatch, **options: Any) -> tuple[list[list[An
 
 def told(rows: Sequence[Any]) -> set[str]:
     """Which modules' rows these are."""
-    return {
-        POLICY.tokenizer.decode(getattr(row, "chosen", row).tokens).partition("<|im_end|>\n<|im_start|>assistant")[0].rpartition("<")[2]
-        for row in rows
-    }
+    texts = [POLICY.tokenizer.decode(getattr(row, "chosen", row).tokens) for row in rows]
+    return {re.findall(r"<(Decompose|Judge|Extract|Complete)>", text)[-1] for text in texts}
 
 
 def test_each_module_warms_up_on_what_it_says_in_solutions(monkeypatch: pytest.MonkeyPatch) -> None:
     given, run = train(monkeypatch, rounds=0)
     assert sorted(len(rows) for rows in given) == [2, 4, 4, 6]
-    assert sorted(module for rows in given for module in told(rows)) == ["Complete>", "Decompose>", "Extract>", "Judge>"]
+    assert sorted(module for rows in given for module in told(rows)) == ["Complete", "Decompose", "Extract", "Judge"]
     (roles,) = run.events("roles")
     assert len(roles["scripted"]) == 4, "no feedback is asked for"
 

@@ -109,11 +109,9 @@ def amor(agent: Agent[Any], data: Data, *, env: EnvFactory, run: Run, cfg: AMORC
             metrics = experts.optimise(batched, learn.nll(), seed=seed)
         else:
             # Feedback on what they said themselves; then exploit it.
-            if cfg.feedback == "process":
-                samples, cost = process_feedback(played, judge, env, seed=seed, **how)
-                run.spend(cost)
-            else:
-                samples = outcome_feedback(played, **how)
+            process = cfg.feedback == "process"
+            samples, cost = process_feedback(played, judge, env, seed=seed, **how) if process else (outcome_feedback(played, **how), Cost())
+            run.spend(cost)
             for module, (rows, labels) in by_module(samples, agent.policy, env).items():
                 pairs = unpaired(rows, labels, desirable=cfg.desirable, undesirable=cfg.undesirable)
                 known = learn.with_reference(pairs, policies[module])
