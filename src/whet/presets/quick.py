@@ -136,9 +136,9 @@ QUICK: dict[str, dict[str, Any]] = {
     },
     "amor": {
         "env": "search:hops=1-3,given=12",
-        "train_tasks": 64,
+        "train_tasks": 48,
         "expert_episodes": 48,
-        "epochs": 6,
+        "epochs": 5,
         "lr": 1e-3,
         "batch_size": 8,
         "adapt_epochs": 1,
