@@ -126,6 +126,8 @@ def test_every_step_of_a_log_is_a_transition() -> None:
     assert (three.action, three.reward, three.following, three.done) == ("answer(x=1)", 0.5, "", True)
     assert state_of(logged().turns[:6], window=2) == "user: Go.\nassistant: left\nuser: A wall.\nassistant: right\nuser: A door."
     assert action_of(Turn(role="assistant", content="left")) == "left"
+    unpaid = dataclasses.replace(logged(), turns=tuple(dataclasses.replace(turn, reward=0.0) for turn in logged().turns))
+    assert [t.reward for t in transitions([unpaid])] == [0.0, 0.0, 0.5], "nobody said which step brought the reward"
 
 
 def test_a_long_state_is_read_from_its_end() -> None:

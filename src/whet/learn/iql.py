@@ -52,15 +52,20 @@ class Transition:
 
 
 def transitions(episodes: Sequence[Episode], window: int = 1) -> list[Transition]:
-    """Every step of every episode that counts. An episode that was cut off ends like any other: nobody knows how it would go on."""
+    """Every step of these episodes. One that was cut off ends like any other: nobody knows how it would go on.
+
+    Where no single step was paid, as in imported episodes, the last one is paid the episode's reward.
+    """
     found = []
     for episode in episodes:
         turns = episode.turns
         at = [i for i, turn in enumerate(turns) if turn.trained]
+        late = 0.0 if any(turn.reward for turn in turns) else episode.reward
         for i, following in zip(at, [*at[1:], None], strict=True):
             after = "" if following is None else state_of(turns[:following], window)
             state, action = state_of(turns[:i], window), action_of(turns[i])
-            found.append(Transition(state=state, action=action, reward=turns[i].reward, following=after, done=following is None))
+            reward = turns[i].reward + (late if following is None else 0.0)
+            found.append(Transition(state=state, action=action, reward=reward, following=after, done=following is None))
     return found
 
 
