@@ -71,6 +71,17 @@ CHEAP: dict[str, dict[str, Any]] = {
         "dpo_lr": 1e-2,
         "batch_size": 4,
     },
+    "amor": {"rounds": 2, "lr": 1e-2, "adapt_lr": 1e-2, "batch_size": 4, "epochs": 1, "adapt_epochs": 1},
+    "retrospex": {
+        "epochs": 2,
+        "lr": 1e-2,
+        "batch_size": 4,
+        "lora": None,
+        "critic.steps": 2,
+        "critic.batch_size": 4,
+        "report": 1,
+        "act.k": 2,
+    },
     "smart": {f"{stage}.{key}": value for stage in ("short", "long") for key, value in (("epochs", 3), ("lr", 1e-2), ("batch_size", 4))},
 }
 """Options with which each method takes three steps within a second. A new method adds its own here."""
@@ -160,12 +171,17 @@ class Tell(Say):
             "question": self.asked,
             "actor": self.expert(rng),
             "environment": "Go on." if said < 2 else "done",
+            "module:decompose": "[Finish]" if "yes" in turns[-1].content else "[Next] likes",
+            "module:judge": "[Relevant]",
+            "module:extract": "[Answerable] likes yes",
+            "module:complete": self.expert(rng),
+            "feedback": "yes" if rng.random() < 0.7 else "no",
         }
         return scripts.get(role) or super().role(role, turns, rng)
 
 
 SAY = EnvFactory(Say)
-BY_CALLS = {"lumos", "swift_sage", "llm_tmbr"}
+BY_CALLS = {"lumos", "swift_sage", "llm_tmbr", "amor"}
 """Methods whose agents think in the text of a turn and act by calls."""
 
 
