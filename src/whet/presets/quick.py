@@ -129,6 +129,15 @@ QUICK: dict[str, dict[str, Any]] = {
         "lr": 3e-4,
         "ppo.value": 0.5,
     },
+    "re_rest": {
+        "env": "search:hops=1-2",
+        "train_tasks": 128,
+        "samples": 3,
+        "iterations": 2,
+        "epochs": 2,
+        "lr": 5e-4,
+        "batch_size": 16,
+    },
     "agent_evol": {
         "env": "search:hops=1-3 + babyai:level=GoToLocal,max_turns=12",
         "train_tasks": 128,
