@@ -57,6 +57,7 @@ CHEAP: dict[str, dict[str, Any]] = {
     "llm_tmbr": {"ways.branches": 2, "ways.patience": 1, "epochs": 3, "lr": 1e-2, "batch_size": 4},
     "reft": {"epochs": 3, "tasks_per_step": 6, "lr": 1e-2, "ppo.batch_size": 6},
     "re_rest": {"iterations": 3, "samples": 2, "keep": 2, "epochs": 1, "lr": 1e-2, "batch_size": 8},
+    "agile": {"imitation": 0, "epochs": 3, "sessions_per_step": 6, "lr": 1e-2, "ppo.batch_size": 6},
     "agent_evol": {"iterations": 3, "samples": 2, "keep": 2, "explore_temperature": 1.0, "lr": 1e-2, "batch_size": 8},
 }
 """Options with which each method takes three steps within a second. A new method adds its own here."""

@@ -138,6 +138,16 @@ QUICK: dict[str, dict[str, Any]] = {
         "lr": 5e-4,
         "batch_size": 16,
     },
+    "agile": {
+        "env": "desk",
+        "train_tasks": 96,
+        "expert_episodes": 32,
+        "imitation": 8,
+        "imitation_lr": 1e-3,
+        "batch_size": 8,
+        "lr": 3e-4,
+        "ppo.value": 0.5,
+    },
     "agent_evol": {
         "env": "search:hops=1-3 + babyai:level=GoToLocal,max_turns=12",
         "train_tasks": 128,
