@@ -3,8 +3,8 @@
     python scripts/leaderboard.py FAMILY [METHOD ...] [--seeds 3] [--workers 2]
 
 A method that is compared in several places has an entry METHOD@PLACE for each. A comparison that was interrupted goes on where
-it was; one that is finished costs nothing. Results go to results/FAMILY/METHOD.json, and the table of all that are there to
-results/FAMILY.md.
+it was; one that is finished costs nothing, nor does a stage that another of the family has made with the same settings. Results go to
+results/FAMILY/METHOD.json, and the table of all that are there to results/FAMILY.md.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import datetime
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,9 @@ ROOT = Path(__file__).parents[1]
 def run(family: str, name: str, entry: dict[str, Any], seeds: int, workers: int) -> bool:
     """One comparison, in runs/leaderboard/FAMILY/METHOD; whether it was finished."""
     out = ROOT / "runs" / "leaderboard" / family / name
+    for other, its in presets.FAMILIES[family].items():
+        if other != name:
+            take_over(out.parent / other, out, [r for r in entry["recipes"] if r in its["recipes"] and same(r, entry, its)], seeds)
     command = [sys.executable, "-m", "whet.cli", "compare", "--env", entry["env"], "--model", "base"]
     command += ["--preset", f"{family}/{name}", "--recipes", ",".join(entry["recipes"]), "--baseline", entry["baseline"]]
     command += ["--seeds", str(seeds), "--workers", str(workers), "--out", str(out)]
@@ -39,6 +43,21 @@ def run(family: str, name: str, entry: dict[str, Any], seeds: int, workers: int)
     record["made"] = {"date": str(datetime.date.today()), "machine": machine, "claim": entry["claim"]}
     (ROOT / "results" / family / f"{name}.json").write_text(json.dumps(record, separators=(",", ":")) + "\n")
     return True
+
+
+def same(recipe: str, one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two entries run a recipe alike."""
+    used = ["env", "", *(part.partition(":")[0] for part in recipe.split("+"))]
+    return all(one.get(key) == other.get(key) for key in used)
+
+
+def take_over(source: Path, out: Path, recipes: list[str], seeds: int) -> None:
+    """Copy the finished runs of these recipes and of what they go on from."""
+    stages = {"+".join(recipe.split("+")[:n]) for recipe in recipes for n in range(1, recipe.count("+") + 2)}
+    for place in (f"seed{seed}/{stage}" for seed in range(seeds) for stage in sorted(stages)):
+        done = source / place / "status"
+        if done.exists() and done.read_text().strip() == "done" and not (out / place).exists():
+            shutil.copytree(source / place, out / place)
 
 
 def table(family: str) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 from whet.evals import Comparison
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/training.md")
+PAGES = ("README.md", "docs/training.md", "docs/methods.md")
 """Where tables stand, each between `<!-- results/NAME.json -->` and `<!-- /results/NAME.json -->`."""
 BLOCKS = 5
 """Rows of a table of curves: each is the mean over a part of the steps."""

@@ -374,7 +374,7 @@ def test_filters_that_lack_something_say_so(tmp_path: Path) -> None:
     for argv, why in [
         ((), "no filter was given"),
         (("--judge", "judge.py:strict"), "--judge needs --least"),
-        (("--judge", "judge.py:strict", "--least", "1"), "expected path/to/file.py:FUNCTION"),
+        (("--judge", "judge.py:strict", "--least", "1"), "no such file: judge.py"),
         (("--max-perplexity", "3"), "--max-perplexity needs --model"),
         (("--max-tokens", "3"), "give max_tokens a policy to count them by (--model)"),
         (("--no-overlap", "serch"), "serch"),

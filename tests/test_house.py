@@ -16,7 +16,7 @@ from whet.config import configure
 
 SOURCE = Path(whet.__file__).parent
 FLOOR = {
-    **dict.fromkeys(("errors", "seeding", "transcript", "types"), 0),
+    **dict.fromkeys(("errors", "seeding", "transcript", "types", "userfile"), 0),
     **dict.fromkeys(("tools", "config"), 1),
     **dict.fromkeys(("envs", "policies", "runs"), 2),
     **dict.fromkeys(("agents", "rewards"), 3),

@@ -329,7 +329,7 @@ def test_graders_that_cannot_be_used(place, graders):
         play(spec(place, grader=f"{graders}:wants_more"), call("answer", text="Joe"))
     with pytest.raises(ConfigError, match=r"graders.py has no function 'by_anwser'. Did you mean 'by_answer'"):
         load_env(spec(place, grader=f"{graders}:by_anwser"))()
-    with pytest.raises(ConfigError, match=r"'judge' names no function; expected path/to/file.py:name"):
+    with pytest.raises(ConfigError, match=r"'judge' names no function; expected path/to/file.py:name or package.module:name"):
         load_env(spec(place, grader="judge"))()
     with pytest.raises(
         ConfigError, match=r"option 'grader' names a tool 'jugde' that the MCP server .* does not have. Did you mean 'judge'"

@@ -55,10 +55,25 @@ CHEAP: dict[str, dict[str, Any]] = {
     "swift_sage": {"epochs": 3, "lr": 1e-2, "batch_size": 4},
     "self_talk": {"guide": "script:yes", "demonstrations": 2, "iterations": 3, "min_subgoals": 0, "lr": 1e-2, "batch_size": 4},
     "llm_tmbr": {"ways.branches": 2, "ways.patience": 1, "epochs": 3, "lr": 1e-2, "batch_size": 4},
+    "dmpo": {"iterations": 3, "samples": 2, "explore_temperature": 1.0, "lr": 3e-3, "epochs": 1},
+    "ipr": {"iterations": 3, "completions": 2, "lr": 3e-3, "epochs": 1, "least": 0.0},
+    "step_agent": {"iterations": 3, "samples": 2, "lr": 3e-3, "batch_size": 8},
     "reft": {"epochs": 3, "tasks_per_step": 6, "lr": 1e-2, "ppo.batch_size": 6},
     "re_rest": {"iterations": 3, "samples": 2, "keep": 2, "epochs": 1, "lr": 1e-2, "batch_size": 8},
     "agile": {"imitation": 0, "epochs": 3, "sessions_per_step": 6, "lr": 1e-2, "ppo.batch_size": 6},
     "agent_evol": {"iterations": 3, "samples": 2, "keep": 2, "explore_temperature": 1.0, "lr": 1e-2, "batch_size": 8},
+    "optima": {
+        "iterations": 3,
+        "samples": 3,
+        "threshold": -9.0,
+        "least_value": -9.0,
+        "least_gap": 0.05,
+        "tree.expansions": 2,
+        "lr": 1e-2,
+        "dpo_lr": 1e-2,
+        "batch_size": 4,
+    },
+    "smart": {f"{stage}.{key}": value for stage in ("short", "long") for key, value in (("epochs", 3), ("lr", 1e-2), ("batch_size", 4))},
 }
 """Options with which each method takes three steps within a second. A new method adds its own here."""
 
@@ -75,7 +90,7 @@ class Say(Env):
         Say.splits.add(task.split)
         self.said: list[str] = []
         self.shown = tuple(task.data.get("documents", (f"{task.id} likes yes.", f"{task.id} is far.")))
-        return "\n".join([*self.shown, f"Say something about {task.id}."])
+        return "\n\n".join([*self.shown, f"Say something about {task.id}."])
 
     def documents(self) -> tuple[str, ...]:
         return self.shown
@@ -110,6 +125,10 @@ class Say(Env):
         if role in ("judge", "contrarian"):
             a, b = (quoted(prompt, side).endswith(better) for side in "AB")
             return "tie" if a == b else "A" if a else "B"
+        if role == "reconstructor":
+            return "likes"
+        if role == "locator":
+            return "\n".join(f"[{i}] [Irrelevant]" for i in range(1, 1 + prompt.count("\n[")))
         return "5" if role == "rater" else role
 
 
@@ -483,6 +502,34 @@ def test_eto_cuts_long_losers(given: list[list[Pair]], extra: int | None, turns:
     ranked({"a": 0.0, "b": 0.0}, long=True, max_extra_turns=extra, iterations=1, samples=1)
     assert [runs_of(pair.rejected.mask) for batch in given for pair in batch] == [turns, turns]
     assert [runs_of(pair.chosen.mask) for batch in given for pair in batch] == [1, 1]
+
+
+def test_eto_by_self_play_holds_its_best_against_its_worst(given: list[list[Pair]]) -> None:
+    class Longer(Say):
+        """The longer the first answer, the better; one task is worth the same whatever is said."""
+
+        max_turns = 1
+
+        def step(self, action: Action) -> Step:
+            return Step(reward=len(action.text) / 10 if not self.said_of.endswith("/0") else 0.5, terminated=True)
+
+        def reset(self, task: Task) -> str:
+            self.said_of = task.id
+            return Say.reset(self, task)
+
+    env, run, method = EnvFactory(Longer), Run.scratch(), methods.get("eto")
+    cfg: Any = configure(method.config, CHEAP["eto"] | {"self_play": True, "samples": 4, "iterations": 1})
+    tasks = env.tasks("train", 3)
+    method.function(agent(), Data(train=tasks), env=env, run=run, cfg=cfg)
+    worth = {e.id: e.reward for e in run.load_episodes()}
+    pairs = [pair for batch in given for pair in batch]
+    assert sorted(pair.origin for pair in pairs) == [task.id for task in tasks[1:]]
+    for pair in pairs:
+        of_task = [reward for name, reward in worth.items() if f"/{pair.origin}#" in name]
+        assert len(of_task) == 4
+        assert (worth[pair.chosen.origin], worth[pair.rejected.origin]) == (max(of_task), min(of_task))
+    with pytest.raises(ConfigError, match="samples"):
+        method.config(self_play=True)
 
 
 def test_eto_takes_the_policy_that_explored_as_the_reference(given: list[list[Pair]]) -> None:

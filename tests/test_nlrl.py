@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from helpers import tiny_policy
-from test_methods import SAY, Spy, agent, improve, logged, runs_of
-from whet import learn
+from helpers import spied, tiny_policy
+from test_methods import SAY, agent, improve, logged, runs_of
 from whet.agents import Agent
 from whet.data import last_action, to_examples
 from whet.envs import Action, Env, Step, roles
@@ -237,9 +236,7 @@ def test_scripts_read_shares_and_verdicts() -> None:
 
 @pytest.fixture
 def given(monkeypatch: pytest.MonkeyPatch) -> list[list[Any]]:
-    Spy.given = []
-    monkeypatch.setattr(learn, "Learner", Spy)
-    return Spy.given
+    return spied(monkeypatch)
 
 
 def test_the_value_model_learns_estimates_and_the_policy_choices(given: list[list[Any]]) -> None:

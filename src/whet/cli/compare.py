@@ -1,9 +1,9 @@
 """`whet compare`: recipes x seeds, each a run of its own, in a pool of processes; then one table.
 
 A recipe is methods joined by `+`; `base` is the agent as it is. A method may be given options of its own behind colons, as in
-`sft+grpo:kl=0.1`, so that variants of it stand side by side. Recipes share their beginnings: `sft+eto` and `sft+grpo` go
-on from one and the same `sft` of their seed. Every stage is a run directory, `OUT/seed0/sft+eto`, made by `whet run`, so a
-comparison that is interrupted is continued by starting it again.
+`sft+grpo:kl=0.1`, so that variants of it stand side by side, and may be a file of the user's, as in `sft+hybrids/mine.py`. Recipes
+share their beginnings: `sft+eto` and `sft+grpo` go on from one and the same `sft` of their seed. Every stage is a run directory,
+`OUT/seed0/sft+eto`, made by `whet run`, so a comparison that is interrupted is continued by starting it again.
 """
 
 from __future__ import annotations
@@ -52,7 +52,12 @@ def parser(command: str) -> Parser:
     add_agent_options(p)
     add_size_options(p)
     add_general_option(p)
-    p.add_argument("--recipes", required=True, metavar="LIST", help="methods joined by +, such as base,sft,sft+grpo,sft+grpo:kl=0.1")
+    p.add_argument(
+        "--recipes",
+        required=True,
+        metavar="LIST",
+        help="methods joined by +, such as base,sft,sft+grpo,sft+grpo:kl=0.1,sft+path/to/mine.py",
+    )
     p.add_argument("--seeds", type=positive, default=3, metavar="N", help="every recipe is run with the seeds 0 to N-1")
     p.add_argument("--workers", type=positive, default=2, metavar="N", help="processes at a time, with one thread each")
     p.add_argument("--baseline", default=None, metavar="RECIPE", help="compare with this one (default: the recipe without its last method)")
@@ -147,11 +152,12 @@ def _methods(stages: list[str]) -> list[str]:
 
 def _by_method(texts: list[str], used: list[str]) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
+    named = {Path(name).stem: name for name in used}
     for key, value in parse_overrides(texts).items():
         method, dot, rest = key.partition(".")
-        if not dot or method not in used:
-            raise ConfigError(f"{key!r} names no method of the recipes; expected METHOD.KEY=VALUE. {did_you_mean(method, used)}")
-        found.setdefault(method, {})[rest] = value
+        if not dot or method not in named:
+            raise ConfigError(f"{key!r} names no method of the recipes; expected METHOD.KEY=VALUE. {did_you_mean(method, named)}")
+        found.setdefault(named[method], {})[rest] = value
     return found
 
 
@@ -179,8 +185,8 @@ def _jobs(args: argparse.Namespace, stages: list[str], out: Path) -> list[Job]:
         for stage in stages:
             before, _, part = stage.rpartition("+")
             method, own = _method(part)
-            directory = out / f"seed{seed}" / stage
-            model = str(out / f"seed{seed}" / before) if before else args.model
+            directory = _place(out, seed, stage)
+            model = str(_place(out, seed, before)) if before else args.model
             command = [sys.executable, "-m", "whet.cli", "eval" if stage == BASE else "run"]
             if stage != BASE:
                 command += [method, *(f"{k}={v}" for k, v in (overrides.get(method, {}) | own).items()), "--no-baseline"]
@@ -188,6 +194,11 @@ def _jobs(args: argparse.Namespace, stages: list[str], out: Path) -> list[Job]:
             command += _passed_on(args, stage)
             jobs.append(Job(recipe=stage, seed=seed, directory=directory, command=command, after=before or None))
     return jobs
+
+
+def _place(out: Path, seed: int, stage: str) -> Path:
+    """The directory of a stage's run; a method of the user's may have a path for its name."""
+    return out / f"seed{seed}" / stage.replace("/", "_")
 
 
 def _passed_on(args: argparse.Namespace, stage: str) -> list[str]:

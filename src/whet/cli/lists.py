@@ -64,7 +64,7 @@ def show_methods(names: list[str]) -> None:
         else:
             print(f"    {' '.join(f'{option.key}={option.default}' for option in fields)}")
     if not names:
-        print("\nwhet methods NAME explains the options.")
+        print("\nwhet methods NAME explains the options. One of your own: whet run path/to/my_method.py (see docs/methods.md).")
 
 
 def show_envs(names: list[str]) -> None:

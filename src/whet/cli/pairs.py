@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from whet.cli.common import Parser, positive
 from whet.cli.data import STORE, add_choice
-from whet.cli.selection import judge_of
 from whet.errors import ConfigError
+from whet.userfile import load_function
 
 if TYPE_CHECKING:
     from whet.data import Contrast
@@ -70,7 +70,7 @@ def valued(episodes: Sequence[Episode], labels: str | None, judge: str | None) -
         worth = _labels(labels)
         return [dataclasses.replace(e, reward=worth[e.id]) for e in episodes if e.id in worth]
     if judge:
-        verdicts = judge_of(judge)(list(episodes))
+        verdicts = load_function(judge)(list(episodes))
         both = zip(episodes, verdicts, strict=True)
         return [dataclasses.replace(e, reward=float(v.score)) for e, v in both if v.score is not None]
     return list(episodes)

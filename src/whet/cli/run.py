@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 def parser(command: str) -> Parser:
     p = Parser(command, "Improve an agent with one method, and evaluate it on held-out tasks. Options of the method: whet methods METHOD.")
-    p.add_argument("method", metavar="METHOD", help="see whet methods")
+    p.add_argument("method", metavar="METHOD", help="see whet methods; one of your own is path/to/my_method.py")
     p.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="options of the method, such as steps=20")
     add_agent_options(p, env_required=False)
     add_size_options(p)
@@ -76,7 +76,7 @@ def main(args: argparse.Namespace) -> None:
     conversations = general(method, args.general)
     config |= {"general": conversations} if conversations else {}
     agent = load_agent(args.model, temperature)
-    out = Path(args.out or f"runs/{env.name}-{args.method}-seed{args.seed}")
+    out = Path(args.out or f"runs/{env.name}-{method.name}-seed{args.seed}")
     with Run.create(out, config, resume=args.resume, quiet=args.quiet) as run:
         from whet.evals import evaluate
         from whet.report import write_report

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import math
-import runpy
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -17,9 +15,10 @@ from whet.cli.bar import Bar
 from whet.cli.common import Parser, count, positive
 from whet.cli.data import STORE, add_choice, others, size
 from whet.errors import ConfigError
+from whet.userfile import load_function
 
 if TYPE_CHECKING:
-    from whet.data.filters import Filter, Judge
+    from whet.data.filters import Filter
     from whet.types import Episode, Task
 
 _PAGE = 256
@@ -120,7 +119,7 @@ def _made(name: str, value: Any, args: argparse.Namespace) -> Filter:
     if name == "judge":
         if args.least is None or math.isnan(args.least):
             raise ConfigError("--judge needs --least, the score of what is kept")
-        return filters.judged(judge_of(value), at_least=args.least, name=value)
+        return filters.judged(load_function(value), at_least=args.least, name=value)
     simple: dict[str, Any] = {f.__name__: f for f in (filters.min_reward, filters.min_turns, filters.max_turns, filters.max_characters)}
     made: Filter = simple[name](value)
     return made
@@ -145,21 +144,6 @@ def _no_overlap(spec: str, args: argparse.Namespace) -> Filter:
     env = load_env(spec)
     held_out = [task for split in ("dev", "test") for task in env.tasks(split, args.held_out)]
     return filters.no_overlap(held_out, n=args.ngram, env=env)
-
-
-def judge_of(spec: str) -> Judge:
-    """The function that `path/to/file.py:FUNCTION` or `package.module:FUNCTION` names."""
-    place, _, name = spec.rpartition(":")
-    try:
-        found = runpy.run_path(place) if place.endswith(".py") else vars(importlib.import_module(place))
-        judge: Judge = found[name]
-    except (ImportError, OSError, KeyError, ValueError) as error:
-        raise ConfigError(f"--judge is {spec!r}; expected path/to/file.py:FUNCTION or package.module:FUNCTION ({error!r})") from error
-    if not callable(judge):
-        raise ConfigError(
-            f"--judge is {spec!r}, which is no function; expected one that takes a list of episodes and gives as many verdicts"
-        )
-    return judge
 
 
 # -- mix -----------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,6 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from whet.envs.registry import _load_file
 from whet.errors import ConfigError, EnvError, did_you_mean
 
 Match = Literal["exact", "loose", "number"]
@@ -84,19 +83,6 @@ def wanted(schema: Mapping[str, Any]) -> dict[str, bool]:
     """The arguments of a tool's schema, and whether each is needed."""
     needed = schema.get("required", ())
     return {name: name in needed for name in schema.get("properties", {})}
-
-
-def load_function(spec: str) -> Callable[..., Any]:
-    """The function that `path/to/file.py:name` names. Raises ConfigError where there is none."""
-    path, _, name = spec.rpartition(":")
-    if not path.endswith(".py") or not name:
-        raise ConfigError(f"{spec!r} names no function; expected path/to/file.py:name")
-    module = _load_file(path)
-    found = getattr(module, name, None)
-    if not callable(found):
-        known = [key for key, value in vars(module).items() if inspect.isfunction(value)]
-        raise ConfigError(f"{path} has no function {name!r}. {did_you_mean(name, known)}")
-    return found  # type: ignore[no-any-return]
 
 
 async def call_function(function: Callable[..., Any], facts: Mapping[str, Any], by: str) -> Any:

@@ -11,13 +11,14 @@ import shlex
 import weakref
 from typing import Any
 
-from whet.envs.grading import Match, load_function
+from whet.envs.grading import Match
 from whet.envs.served import Result, Rules, Served, names
 from whet.errors import ConfigError, EnvError
 from whet.tools.function import Tool
 from whet.tools.mcp import Connection, Listing, Local, Protocol, Server, Url, connect, connect_shared, listing
 from whet.tools.schema import Style
 from whet.tools.stdio import Command
+from whet.userfile import load_file, load_function
 
 
 class MCP(Served):
@@ -146,9 +147,7 @@ def _named(spec: str) -> Any:
     """A server object of a file, or a function that makes one."""
     path, _, name = spec.rpartition(":")
     if path.endswith(".py"):
-        from whet.envs.registry import _load_file
-
-        found = getattr(_load_file(path), name, None)
+        found = getattr(load_file(path), name, None)
         if found is not None and not callable(found):
             return found
     return load_function(spec)

@@ -16,16 +16,12 @@ annotations of the class's `__init__`; one that stands alone before a `*` there 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib
-import importlib.util
 import inspect
 import json
 import re
 import sys
-import traceback
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import ModuleType
 from typing import Any, get_type_hints
 
@@ -33,6 +29,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from whet.envs.base import Env, EnvFactory
 from whet.errors import ConfigError, did_you_mean
+from whet.userfile import load_file, load_module
 
 _BUNDLED = {
     "babyai": "whet.envs.babyai:BabyAI",
@@ -84,10 +81,10 @@ def load_env(spec: str) -> EnvFactory:
             raise ConfigError("the environment 'gymnasium' needs an id, such as gymnasium:FrozenLake-v1")
         return _factory(_bundled(head), rest, spec)
     if match := _FILE.fullmatch(spec):
-        module = _load_file(match["path"])
+        module = load_file(match["path"])
         return _factory(_pick(module, match["name"] or "", match["path"]), match["options"] or "", spec)
     if match := _MODULE.fullmatch(spec):
-        if (found := _import(match["path"])) is not None:
+        if (found := load_module(match["path"])) is not None:
             return _factory(_pick(found, match["name"], match["path"]), match["options"] or "", spec)
         if "." in match["path"]:
             raise ConfigError(f"no module {match['path']!r} to take {match['name']!r} from; is it installed, or on PYTHONPATH?")
@@ -185,56 +182,6 @@ def _literal(text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError:
         return text
-
-
-def _import(path: str) -> ModuleType | None:
-    """The module, or None where there is none. An import that fails inside it is an error of its own."""
-    try:
-        return importlib.import_module(path)
-    except ModuleNotFoundError as error:
-        if error.name and (path == error.name or path.startswith(f"{error.name}.")):
-            return None
-        raise ConfigError(f"module {path!r} cannot be imported: {error}") from error
-    except Exception as error:
-        raise ConfigError(f"module {path!r} cannot be imported: {type(error).__name__}: {error}") from error
-
-
-def _load_file(path: str) -> ModuleType:
-    """The file as a module of its own. Its name holds the path and the content, so that nothing else is shadowed,
-    asking twice gives the same classes, and an edited file gives new ones."""
-    file = Path(path).expanduser().resolve()
-    if not file.is_file():
-        near = [p.name for p in file.parent.glob("*.py")] if file.parent.is_dir() else []
-        where = did_you_mean(file.name, near) if near else f"The directory {file.parent} has no Python files."
-        raise ConfigError(f"no such file: {path}. {where}")
-    source = file.read_bytes()
-    name = f"_whet_{re.sub(r'[^0-9A-Za-z_]', '_', file.stem)}_{hashlib.blake2b(str(file).encode() + source, digest_size=6).hexdigest()}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and type hints look a class's module up by name
-    # The file may import its neighbours; they come last, so that they hide no installed module.
-    beside = str(file.parent)
-    added = beside not in sys.path
-    if added:
-        sys.path.append(beside)
-    try:
-        spec.loader.exec_module(module)
-    except BaseException as error:
-        del sys.modules[name]
-        if not isinstance(error, Exception) and not isinstance(error, SystemExit):
-            raise
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
-        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
-        at = f" (line {line})" if line else ""
-        raise ConfigError(f"{path} cannot be imported: {type(error).__name__}: {error}{at}") from error
-    finally:
-        if added and beside in sys.path:
-            sys.path.remove(beside)
-    return module
 
 
 def _pick(module: ModuleType, name: str, where: str) -> Any:

@@ -4,6 +4,9 @@
     positive, critic    debate a response; when they are free, they weigh what the other said
     advisor             passes on the suggestion that the debate found plausible
     editor              does what the first suggestion says that it can do
+    reconstructor       writes the query that finds the first page
+    locator             marks the documents between tags, and copies the lines that the question asks for
+    partner             holds some of the pages, says what follows from them and from what it was told, and answers once it can
 
 They stand in for models, and like models they err: the critic suggests something else, and either debater weighs wrongly, in
 one of five cases (`ERRS`); a judge that sees no difference names what it was shown first.
@@ -11,6 +14,7 @@ one of five cases (`ERRS`); a judge that sees no difference names what it was sh
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections.abc import Sequence
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
 
 ERRS = 0.2
 _CALL = re.compile(r"(?P<thought>.*?) ?(?P<call>(?P<name>search|answer|calculate)\((?P<key>\w+)='(?P<value>[^']*)'\))$")
+_NUMBERED = re.compile(r"\[(?P<number>\d+)\] (?P<person>\w+)$")
 _INSTEAD = "Instead: "
 _PLAUSIBLE, _NOT = "Plausible: ", "Not plausible: "
 _RIGHT = "the response says what follows from the pages."
@@ -42,6 +47,12 @@ def speak(env: Search, role: str, turns: Sequence[Turn], rng: random.Random) -> 
         return _advice(quoted(prompt, "discussion"))
     if role == "editor":
         return _edited(quoted(prompt, "suggestions"), _response(prompt))
+    if role == "reconstructor":
+        return " ".join([env.question.path[0], *env.question.relations])
+    if role == "locator":
+        return _marks(env, quoted(turns[-1].content, "retrieval"))
+    if role == "partner":
+        return _partner(env, turns)
     if role not in ("positive", "critic"):
         return None
     right = _next(env, read_transcript(quoted(prompt, "conversation")))
@@ -53,6 +64,49 @@ def speak(env: Search, role: str, turns: Sequence[Turn], rng: random.Random) -> 
         return _weighed(fits, _RIGHT, rng)
     other = f"search(query={rng.choice(list(env.question.pages))!r})"
     return f"It gets nowhere. {_INSTEAD}{other if fits or rng.random() < ERRS else right}"
+
+
+def _marks(env: Search, retrieval: str) -> str:
+    """A line for each numbered document: whether it is a page that the question needs, with what it says there."""
+    question = env.question
+    asked = {(question.sum_of[0], "age"), (question.sum_of[1], "age")} if question.sum_of else set()
+    asked |= {(question.path[0 if question.sum_of else i], relation) for i, relation in enumerate(question.relations)}
+    marks: dict[str, list[str]] = {}
+    person = number = ""
+    for text in retrieval.splitlines():
+        if head := _NUMBERED.match(text):
+            person, number = head["person"], head["number"]
+            marks[number] = []
+        elif (person, text.partition(" ")[0]) in asked:
+            marks[number].append(text)
+    return "\n".join(f"[{number}] {'[Relevant] ' + lines[0] if lines else '[Irrelevant]'}" for number, lines in marks.items())
+
+
+def _partner(env: Search, turns: Sequence[Turn]) -> str | Action:
+    """Follows the question as far as its own pages and what was said lead; in JSON or in sentences where it is asked to."""
+    first = next(i for i, turn in enumerate(turns) if turn.role == "user")
+    *pages, rest = turns[first].content.split("\n\n")
+    own, heard = {page.partition("\n")[0] for page in pages}, [rest, *(turn.content for turn in turns[first + 1 :])]
+    path, relations = env.question.path, env.question.relations
+    told = [any(relation in text and value in text for text in heard) for relation, value in zip(relations, path[1:], strict=True)]
+    ahead = next((i for i, known in enumerate(told) if not known and path[i] not in own), len(told))
+    if ahead == len(told):
+        text = f"{relations[-1]} {path[-1]}"
+        return Action(text=text, tool_calls=(ToolCall(name="answer", arguments={"text": path[-1]}),))
+    new = [(relations[i], path[i + 1]) for i in range(ahead) if not told[i]]
+    return _said(new, path[ahead], "json" if "JSON" in rest else "sentences" if "sentences" in rest else "words")
+
+
+def _said(facts: Sequence[tuple[str, str]], missing: str, style: str) -> str:
+    """Facts, or else whose page is missing, in one of three ways."""
+    if style == "json":
+        return json.dumps(dict(facts) or {"page": missing, "found": False})
+    if style == "words":
+        return ", ".join(f"{relation} {value}" for relation, value in facts) or f"no {missing}"
+    if not facts:
+        return f"I have no page of {missing} here, and so I can not say more. Please look at your pages, and tell me what you find."
+    said = " and ".join(f"the {relation} is {value}" for relation, value in facts)
+    return f"On the pages that I have here I find that {said}. Please look at your pages, and tell me what you find."
 
 
 def _weighed(plausible: bool, point: str, rng: random.Random) -> str:

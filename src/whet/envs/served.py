@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from whet.envs.base import Env, Step
-from whet.envs.grading import Match, call_function, chosen, load_function, matches, read_grade, wanted
+from whet.envs.grading import Match, call_function, chosen, matches, read_grade, wanted
 from whet.envs.taskfile import read_tasks
 from whet.errors import ConfigError, EnvError, ToolError, did_you_mean
 from whet.tools.function import Tool, describe
 from whet.tools.schema import Style
 from whet.types import SPLITS, Split, Task, Turn
+from whet.userfile import load_function
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 from whet.errors import missing_extra
 
 if TYPE_CHECKING:
-    from whet.learn.credit import PPO, at_end, credited, gae, group_advantages, leave_one_out_advantages, whitened
+    from whet.learn.credit import PPO, at_end, credited, gae, group_advantages, leave_one_out_advantages, turn_weights, whitened
+    from whet.learn.discriminator import discrimination, step_rewards, told_apart
     from whet.learn.learner import Learner
     from whet.learn.lora import Lora
     from whet.learn.losses import Loss, dpo, ipo, kto, mito, nll, policy_gradient, simpo
     from whet.learn.proximal import actor_critic, ppo, value_regression
     from whet.learn.reference import with_divergences, with_reference
     from whet.learn.several import Learners
-    from whet.learn.training import learner_for, mean_nll, optimise
+    from whet.learn.training import learner_for, mean_nll, optimise, worst_turn_nll
 
 _HOME = {
     "PPO": "credit",
@@ -23,11 +24,15 @@ _HOME = {
     "credited": "credit",
     "gae": "credit",
     "whitened": "credit",
+    "discrimination": "discriminator",
+    "step_rewards": "discriminator",
+    "told_apart": "discriminator",
     "actor_critic": "proximal",
     "ppo": "proximal",
     "value_regression": "proximal",
     "group_advantages": "credit",
     "leave_one_out_advantages": "credit",
+    "turn_weights": "credit",
     "Learner": "learner",
     "Learners": "several",
     "Lora": "lora",
@@ -44,6 +49,7 @@ _HOME = {
     "optimise": "training",
     "learner_for": "training",
     "mean_nll": "training",
+    "worst_turn_nll": "training",
 }
 
 __all__ = [
@@ -55,6 +61,7 @@ __all__ = [
     "actor_critic",
     "at_end",
     "credited",
+    "discrimination",
     "dpo",
     "gae",
     "group_advantages",
@@ -69,10 +76,14 @@ __all__ = [
     "policy_gradient",
     "ppo",
     "simpo",
+    "step_rewards",
+    "told_apart",
+    "turn_weights",
     "value_regression",
     "whitened",
     "with_divergences",
     "with_reference",
+    "worst_turn_nll",
 ]
 
 

@@ -150,3 +150,14 @@ def _placed(row: Example, values: np.ndarray) -> np.ndarray:
     placed = np.zeros(len(row.tokens), dtype=np.float32)
     placed[row.mask] = values
     return placed
+
+
+def turn_weights(n: int, *, gamma: float) -> list[float]:
+    """What the turns of an episode of `n` weigh in DMPO (arXiv 2406.14868): phi_t = gamma^t (1 - gamma^(n-t)) / (1 - gamma^n).
+
+    The first weighs 1, later ones less; they sum to 1 / (1 - gamma) - n gamma^n / (1 - gamma^n). With gamma = 1 they are the limit,
+    (n - t) / n, with gamma = 0 the first turn is all.
+    """
+    if gamma == 1.0:
+        return [(n - t) / n for t in range(n)]
+    return [float(gamma**t * (1 - gamma ** (n - t)) / (1 - gamma**n)) for t in range(n)]

@@ -61,3 +61,14 @@ def mean_nll(rows: Sequence[Example], policy: LocalPolicy) -> np.ndarray:
     """Of each row the mean negative log-likelihood of its masked-in tokens under `policy`, float64 [rows]."""
     scored = with_reference(rows, policy)
     return np.array([-float(np.mean(row.reference[row.mask], dtype=np.float64)) for row in scored if row.reference is not None])
+
+
+def worst_turn_nll(rows: Sequence[Example], policy: LocalPolicy) -> np.ndarray:
+    """As `mean_nll`, of each row's assistant turn of which it is highest, float64 [rows]."""
+    found = []
+    for row in with_reference(rows, policy):
+        assert row.reference is not None
+        spoken = np.flatnonzero(row.mask)
+        turns = np.split(row.reference[spoken], np.flatnonzero(np.diff(spoken) > 1) + 1)
+        found.append(max(-float(np.mean(turn, dtype=np.float64)) for turn in turns))
+    return np.array(found)

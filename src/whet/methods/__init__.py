@@ -12,11 +12,14 @@ import pkgutil
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from whet.errors import ConfigError, did_you_mean
 from whet.policies import Policy, load_policy
 from whet.rollout.replay import must_replay
+from whet.userfile import load_file
 
 if TYPE_CHECKING:
     from whet.agents import Agent
@@ -65,6 +68,14 @@ class Method:
     parts: Parts = Parts()
 
 
+@dataclass(frozen=True, kw_only=True)
+class NoOptions:
+    """The config of a method that has none."""
+
+
+SIGNATURE = "def {}(agent, data, *, env, run, cfg)"
+
+
 def require(needs: Sequence[str], data: Data, env: EnvFactory, *, by: str) -> None:
     """What a method checks before any work. Raises ConfigError for a part of the data that is empty.
 
@@ -92,19 +103,27 @@ def names() -> list[str]:
 
 
 def get(name: str) -> Method:
-    """A method by its name. Raises ConfigError with the nearest name for one that does not exist."""
+    """A method by its name, or by the path of its file. Raises ConfigError with the nearest name for one that does not exist."""
+    if name.endswith(".py"):
+        return _described(load_file(name), Path(name).stem)
     if name not in names():
-        raise ConfigError(f"unknown method {name!r}. {did_you_mean(name, names())}")
-    module = importlib.import_module(f"{__name__}.{name}")
-    title = (module.__doc__ or "").splitlines()[0].strip()
-    papers = re.findall(r"arXiv:\d{4}\.\d{5}", title)
-    config = next(value for key, value in vars(module).items() if key.endswith("Config") and value.__module__ == module.__name__)
+        raise ConfigError(f"unknown method {name!r}. {did_you_mean(name, names())} One of your own is path/to/my_method.py.")
+    return _described(importlib.import_module(f"{__name__}.{name}"), name)
+
+
+def _described(module: ModuleType, name: str) -> Method:
+    """The method of a module, whose function is named as the module is. Raises ConfigError where it has none."""
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ConfigError(f"{module.__file__} has no function {name!r}; a method's function is named as its file: {SIGNATURE.format(name)}")
+    title = (module.__doc__ or name).splitlines()[0].strip()
+    own = (value for key, value in vars(module).items() if key.endswith("Config") and value.__module__ == module.__name__)
     return Method(
         name=name,
         title=title.split(" (")[0].rstrip("."),
-        paper=", ".join(papers),
-        needs=module.NEEDS,
-        config=config,
-        function=getattr(module, name),
-        parts=module.PARTS,
+        paper=", ".join(re.findall(r"arXiv:\d{4}\.\d{5}", title)),
+        needs=getattr(module, "NEEDS", ("train",)),
+        config=next(own, NoOptions),
+        function=function,
+        parts=getattr(module, "PARTS", Parts()),
     )

@@ -5,6 +5,8 @@ repeat I times:
     explore     e^ ~ pi(. | u)  for every task u of the expert's episodes
     contrast    (e_w, e_l) <- the better and the worse of (e_expert, e^);  ties are dropped
     optimise    pi_ref <- pi;  minimise DPO(e_w, e_l; pi, pi_ref, beta) on action tokens
+
+Self-play, which needs no expert's episodes: of several own episodes of each task, the best against the worst.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from whet import learn
 from whet.agents import Agent
 from whet.config import at_least
-from whet.data import batches, outcome, to_pairs
+from whet.data import batches, extremes, outcome, to_pairs
 from whet.envs.base import EnvFactory
 from whet.methods import Parts
 from whet.rollout import rollout_groups, success_rates
@@ -51,16 +53,20 @@ class ETOConfig:
     """A loser is cut to this many turns more than the winner has (from the authors' code)."""
     nll: float = 0.0
     """Weight of the winner's likelihood beside the DPO loss; 0 in the paper."""
+    self_play: bool = False
+    """Contrast the best of the samples with the worst, on train tasks, rather than each with the expert's episode."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "iterations", "samples", "epochs", "batch_size")
         at_least(self, 0, "lr", "beta", "nll", "explore_temperature")
+        if self.self_play:
+            at_least(self, 2, "samples")  # one has nothing to be compared with
 
 
 def eto(agent: Agent[Any], data: Data, *, env: EnvFactory, run: Run, cfg: ETOConfig = ETOConfig()) -> Agent[Any]:
     """Refine a cloned agent on its failures, each held against the expert's episode of the same task."""
-    data.require(*NEEDS, by="eto")
-    tasks = [episode.task for episode in data.experts]
+    data.require(*(("train",) if cfg.self_play else NEEDS), by="eto")
+    tasks = data.train if cfg.self_play else [episode.task for episode in data.experts]
     explorer = agent.replace(sampling=agent.sampling.at(cfg.explore_temperature))
     learner = learn.Learner(agent.policy, lr=cfg.lr[0])
     for iteration in run.steps(cfg.iterations, learner, name="eto"):
@@ -70,10 +76,12 @@ def eto(agent: Agent[Any], data: Data, *, env: EnvFactory, run: Run, cfg: ETOCon
         groups = rollout_groups(current, env, tasks, n=cfg.samples, seed=seed, run=run, tag=f"iteration{iteration}")
 
         # Contrast: the better one is chosen, whoever it is from; ties are dropped.
-        found = []
-        for expert, group in zip(data.experts, groups, strict=True):
-            for own in (episode for episode in group.episodes if episode.ok):
-                found += outcome(expert, own, max_extra_turns=cfg.max_extra_turns)
+        played, cut = [[episode for episode in group.episodes if episode.ok] for group in groups], cfg.max_extra_turns
+        if cfg.self_play:
+            found = [c for own in played for c in extremes(own, max_extra_turns=cut)]
+        else:
+            both = [(expert, e) for expert, own in zip(data.experts, played, strict=True) for e in own]
+            found = [c for expert, e in both for c in outcome(expert, e, max_extra_turns=cut)]
         pairs = learn.with_reference(to_pairs(found, reference, env), reference)
 
         # Optimise: DPO against the policy that explored.

@@ -70,11 +70,12 @@ def _comparison_page(directory: Path) -> str:
         raise CheckpointError(f"{directory / 'comparison.json'} cannot be read as a comparison: {error}") from error
     settings = json.loads((directory / "compare.json").read_text()) if (directory / "compare.json").exists() else {}
     runs: dict[str, list[Run]] = {}
+    shown = list(dict.fromkeys(row["recipe"] for row in rows))
+    recipes = {recipe.replace("/", "_"): recipe for recipe in shown}  # as `whet compare` names directories
     for path in sorted(directory.glob("seed*/*/config.json")):
-        runs.setdefault(path.parent.name, []).append(Run.open(path.parent))
+        runs.setdefault(recipes.get(path.parent.name, path.parent.name), []).append(Run.open(path.parent))
     try:
         learning, episodes = "", ""
-        shown = list(dict.fromkeys(row["recipe"] for row in rows))
         for recipe in shown + sorted(set(runs) - set(shown)):
             found = runs.get(recipe, [])
             drawn = charts([curves(run) for run in found])
