@@ -191,7 +191,7 @@ QUICK: dict[str, dict[str, Any]] = {
         "batch_size": 16,
     },
     "agile": {
-        "env": "desk",
+        "env": "desk:questions=4,people=2,hidden=1",
         "train_tasks": 96,
         "expert_episodes": 32,
         "imitation": 8,
