@@ -59,6 +59,8 @@ CHEAP: dict[str, dict[str, Any]] = {
     "ipr": {"iterations": 3, "completions": 2, "lr": 3e-3, "epochs": 1, "least": 0.0},
     "step_agent": {"iterations": 3, "samples": 2, "lr": 3e-3, "batch_size": 8},
     "reft": {"epochs": 3, "tasks_per_step": 6, "lr": 1e-2, "ppo.batch_size": 6},
+    "re_rest": {"iterations": 3, "samples": 2, "keep": 2, "epochs": 1, "lr": 1e-2, "batch_size": 8},
+    "agile": {"imitation": 0, "epochs": 3, "sessions_per_step": 6, "lr": 1e-2, "ppo.batch_size": 6},
     "agent_evol": {"iterations": 3, "samples": 2, "keep": 2, "explore_temperature": 1.0, "lr": 1e-2, "batch_size": 8},
     "optima": {
         "iterations": 3,
