@@ -59,6 +59,7 @@ ENVIRONMENTS = {
         specs=("catalogue", "catalogue:calls=1", "catalogue:calls=3", "catalogue:hold=3", "catalogue:retrieval=true"),
     ),
     "client": About(licence="Apache-2.0 (part of whet)", specs=("client", "client:steps=1", "client:steps=5")),
+    "desk": About(licence="Apache-2.0 (part of whet)", specs=("desk", "desk:questions=3,people=2,hidden=1", "desk:memory=false")),
     "documents": About(licence="PSF-2.0 (Python's documentation)", specs=("documents",)),
     "gymnasium": About(
         licence="MIT",

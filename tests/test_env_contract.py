@@ -32,6 +32,8 @@ BUNDLED = (
     "catalogue:calls=1-3,retrieval=true",
     "client",
     "client:steps=1-5,reward=graded",
+    "desk",
+    "desk:questions=4,people=2,hidden=1,memory=false",
 )
 
 

@@ -59,6 +59,8 @@ CHEAP: dict[str, dict[str, Any]] = {
     "ipr": {"iterations": 3, "completions": 2, "lr": 3e-3, "epochs": 1, "least": 0.0},
     "step_agent": {"iterations": 3, "samples": 2, "lr": 3e-3, "batch_size": 8},
     "reft": {"epochs": 3, "tasks_per_step": 6, "lr": 1e-2, "ppo.batch_size": 6},
+    "re_rest": {"iterations": 3, "samples": 2, "keep": 2, "epochs": 1, "lr": 1e-2, "batch_size": 8},
+    "agile": {"imitation": 0, "epochs": 3, "sessions_per_step": 6, "lr": 1e-2, "ppo.batch_size": 6},
     "agent_evol": {"iterations": 3, "samples": 2, "keep": 2, "explore_temperature": 1.0, "lr": 1e-2, "batch_size": 8},
     "optima": {
         "iterations": 3,
@@ -70,6 +72,17 @@ CHEAP: dict[str, dict[str, Any]] = {
         "lr": 1e-2,
         "dpo_lr": 1e-2,
         "batch_size": 4,
+    },
+    "amor": {"rounds": 2, "lr": 1e-2, "adapt_lr": 1e-2, "batch_size": 4, "epochs": 1, "adapt_epochs": 1},
+    "retrospex": {
+        "epochs": 2,
+        "lr": 1e-2,
+        "batch_size": 4,
+        "lora": None,
+        "critic.steps": 2,
+        "critic.batch_size": 4,
+        "report": 1,
+        "act.k": 2,
     },
     "smart": {f"{stage}.{key}": value for stage in ("short", "long") for key, value in (("epochs", 3), ("lr", 1e-2), ("batch_size", 4))},
 }
@@ -160,12 +173,17 @@ class Tell(Say):
             "question": self.asked,
             "actor": self.expert(rng),
             "environment": "Go on." if said < 2 else "done",
+            "module:decompose": "[Finish]" if "yes" in turns[-1].content else "[Next] likes",
+            "module:judge": "[Relevant]",
+            "module:extract": "[Answerable] likes yes",
+            "module:complete": self.expert(rng),
+            "feedback": "yes" if rng.random() < 0.7 else "no",
         }
         return scripts.get(role) or super().role(role, turns, rng)
 
 
 SAY = EnvFactory(Say)
-BY_CALLS = {"lumos", "swift_sage", "llm_tmbr"}
+BY_CALLS = {"lumos", "swift_sage", "llm_tmbr", "amor"}
 """Methods whose agents think in the text of a turn and act by calls."""
 
 

@@ -134,6 +134,35 @@ def test_actor_and_critic_add_up() -> None:
     assert found[1]["clip_fraction"] == 1.0
 
 
+def test_credit_and_loss_are_trls() -> None:
+    """The same rewards, values and log-probs give what TRL's PPOTrainer computes: its release 0.15.2, for later ones have none."""
+    rewards, old_values = np.array([[0.1, -0.2, 1.0], [0.0, 0.3, -0.4]]), np.array([[0.5, 0.4, 0.7], [-0.1, 0.2, 0.0]])
+    mask = np.array([False, True, True, True])
+    rows = [
+        Example(
+            tokens=np.arange(4), mask=mask, weights=array(*mask), values=array(9, *v), logprobs=array(9, *-r), reference=array(9, 0, 0, 0)
+        )
+        for r, v in zip(rewards, old_values, strict=True)
+    ]
+    found = credited(rows, [[0.0], [0.0]], PPO(kl=1.0, gamma=0.97, lam=0.9))  # with a penalty of 1, log-probs are tokens' rewards
+    advantages = [0.7204239611, 0.8961835974, 0.7661779888, 0.0555921253, -0.9795207950, -1.4588568776]
+    returns = [0.7856057, 0.7409, 1.0, -0.0235516, -0.0492, -0.4]
+    assert np.concatenate([row.weights[mask] for row in found]).tolist() == pytest.approx(advantages, abs=1e-6)
+    assert np.concatenate([row.returns[mask] for row in found if row.returns is not None]).tolist() == pytest.approx(returns, abs=1e-6)
+    loss, _, to_logprobs, to_values = values(
+        actor_critic(value=0.3),
+        [-1.0, -2.0, -0.5, -0.3, -1.5, -0.7],
+        [0.9, 0.1, 0.8, 0.3, 0.25, -0.5],
+        advantages,
+        old=[-1.3, -1.8, -0.6, -0.2, -1.9, -0.7],
+        old_value=old_values.flatten().tolist(),
+        returns=returns,
+    )
+    assert loss == pytest.approx(0.0882559453)
+    assert to_logprobs.tolist() == pytest.approx([0.0, -0.1222888453, -0.1411262719, -0.0083836392, 0.2435455523, 0.2431428129])
+    assert to_values.tolist() == pytest.approx([0.005719715, -0.032045, -0.01, 0.01617758, 0.01496, 0.0])
+
+
 # -- the value head --------------------------------------------------------------------------------------------------------------
 
 

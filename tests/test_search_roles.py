@@ -8,12 +8,17 @@ from typing import Any
 import pytest
 
 from whet import Agent, load_env, load_policy
+from whet.agents.exchange import Exchange
+from whet.agents.four_roles import bare
+from whet.agents.modules import MODULES, Modules
 from whet.envs.search import Search
 from whet.envs.search_roles import ERRS, grade
 from whet.policies.forms import RATING, YES_NO, quote
 from whet.rewards.judges import criteria, prefer, rate
 from whet.rollout import rollout
 from whet.rollout.debate import Draft, Panel, evolve, written
+from whet.rollout.four_roles import annotate, whole
+from whet.rollout.modules import process_feedback
 from whet.transcript import line, read_transcript, transcript
 from whet.types import Episode, Turn, chain
 
@@ -115,3 +120,53 @@ def test_sums_are_judged_too() -> None:
     assert {verdict.score for verdict in rate(episodes, JUDGE, env=env)} == {5.0}
     hasty = [Episode(id="x", task=e.task, turns=chain(e.turns[:2] + e.turns[-2:]), stop=e.stop) for e in episodes]
     assert {verdict.score for verdict in rate(hasty, JUDGE, env=env)} == {0.0}
+
+
+GIVEN = load_env("search:hops=1-3,given=12")
+
+
+@pytest.mark.parametrize("style", ["", "Speak in full sentences.", "Speak in JSON."])
+def test_two_partners_answer_by_halves_of_the_pages_in_any_style(style: str) -> None:
+    partner = load_policy("script:partner")
+    talks = rollout(Agent(Exchange(partner, partner, style)), GIVEN, GIVEN.tasks("train", 30))
+    assert all(episode.success for episode in talks)
+    assert max(episode.n_actions for episode in talks) > 2, "some had to go back and forth"
+    facts = {fact for episode in talks for page in episode.turns[1].content.split("\n\n")[:-1] for fact in page.split("\n")[1:]}
+    first = next(turn.content for episode in talks for turn in episode.turns if turn.trained)
+    assert (first in facts or first.startswith("no ")) == (style == "")
+
+
+def test_modules_find_the_answer_and_their_steps_are_right_by_the_feedback() -> None:
+    machine = Modules(**{module: load_policy(f"script:module:{module}") for module in MODULES})
+    episodes = rollout(Agent(machine), GIVEN, GIVEN.tasks("train", 30))
+    assert sum(episode.success for episode in episodes) >= 28, "a page may not be among the three that are found"
+    samples, _ = process_feedback([e for e in episodes if e.success], load_policy("script:feedback"), GIVEN, top=3, queries=6)
+    assert {sample.step.ask.module for sample in samples} == set(MODULES)
+    assert all(sample.right for sample in samples)
+
+
+@pytest.mark.parametrize(("module", "said"), [("decompose", "[Finish]"), ("complete", "i think answer(text='Nobody')"), ("judge", "maybe")])
+def test_feedback_finds_what_is_wrong(module: str, said: str) -> None:
+    world = GIVEN()
+    world.reset(GIVEN.tasks("train", 1)[0])
+    assert isinstance(world, Search)
+    told = f"{world.question.text}\n<X>" if module != "judge" else f"{world.question.path[0]} boss\n\nAbc\nboss Def\n<X>"
+    prompt = "\n\n".join(quote(tag, text) for tag, text in (("module", module), ("told", told), ("said", said)))
+    assert world.role("feedback", (Turn(role="user", content=prompt),), random.Random(0)) == "no"
+
+
+def test_sums_have_no_script_of_modules() -> None:
+    world = load_env("search:arithmetic=1,given=6")()
+    world.reset(GIVEN.tasks("train", 1)[0])
+    assert world.role("module:decompose", (Turn(role="user", content="?\n<X>"),), random.Random(0)) is None
+
+
+def test_the_locator_marks_what_the_question_needs() -> None:
+    golds = rollout(Agent(load_policy("expert")), GIVEN, GIVEN.tasks("train", 20))
+    notes, _ = annotate(golds, {role: load_policy(f"script:{role}") for role in ("reconstructor", "locator")}, GIVEN, top=12)
+    found = whole(golds, notes, 12)
+    assert len(found) == len(golds)
+    for gold, trajectory in zip(golds, found, strict=True):
+        marks = bare(trajectory.episode.turns[-3].content, "locator")
+        path = [line.partition("] [Relevant] ")[2] for line in marks.splitlines() if "[Relevant]" in line]
+        assert sorted(path) == sorted(fact.strip() for fact in gold.turns[-2].content.split(","))

@@ -69,6 +69,15 @@ def to_examples(
     return [row for row in rows if row]
 
 
+def contexts(episode: Episode, policy: HasChat, *, tools: Sequence[Tool] = ()) -> list[tuple[Example, list[float]]]:
+    """The episode's rows in the order of time, each with what its actions were paid; of an episode that did not fork.
+
+    It has several where the environment began a new context (`Step.fresh`). Raises as `to_examples` does.
+    """
+    paid = [[turn.reward for turn in walk if turn.trained] for walk in episode.walks()]
+    return list(zip(to_examples(episode, policy, tools=tools), [rewards for rewards in paid if rewards], strict=True))
+
+
 def rows_of(episodes: Sequence[Episode], policy: HasChat, env: EnvFactory | None = None) -> list[Example]:
     """`to_examples` of every episode, with the tools of its task's environment; without tools where none is given.
 

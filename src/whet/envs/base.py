@@ -57,6 +57,8 @@ class Step:
     reward: float = 0.0
     terminated: bool = False
     truncated: bool = False
+    fresh: bool = False
+    """The observation begins a new context, behind the agent's prompt: the policy does not see what came before it any more."""
     success: bool = False
     info: Mapping[str, Any] = field(default_factory=dict)
 

@@ -36,6 +36,7 @@ _BUNDLED = {
     "bfcl": "whet.envs.bfcl:BFCL",
     "catalogue": "whet.envs.catalogue:Catalogue",
     "client": "whet.envs.client:Client",
+    "desk": "whet.envs.desk:Desk",
     "documents": "whet.envs.documents:Documents",
     "gymnasium": "whet.envs.gymnasium:GymEnv",
     "http": "whet.envs.http:HTTP",

@@ -6,6 +6,7 @@
     editor              does what the first suggestion says that it can do
     reconstructor       writes the query that finds the first page
     locator             marks the documents between tags, and copies the lines that the question asks for
+    module:NAME         what a module of AMOR's should say (`agents.modules`); feedback says whether one did
     partner             holds some of the pages, says what follows from them and from what it was told, and answers once it can
 
 They stand in for models, and like models they err: the critic suggests something else, and either debater weighs wrongly, in
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from whet.envs.base import Action
 from whet.policies.chat import read_calls
-from whet.policies.forms import PREFERENCE, form_of, quoted
+from whet.policies.forms import PREFERENCE, YES_NO, form_of, quoted
 from whet.transcript import line, read_transcript
 from whet.types import ToolCall, Turn
 
@@ -51,6 +52,10 @@ def speak(env: Search, role: str, turns: Sequence[Turn], rng: random.Random) -> 
         return " ".join([env.question.path[0], *env.question.relations])
     if role == "locator":
         return _marks(env, quoted(turns[-1].content, "retrieval"))
+    if role.startswith("module:"):
+        return _module(env, role.removeprefix("module:"), turns[-1].content)
+    if role == "feedback":
+        return _feedback(env, prompt)
     if role == "partner":
         return _partner(env, turns)
     if role not in ("positive", "critic"):
@@ -82,6 +87,32 @@ def _marks(env: Search, retrieval: str) -> str:
     return "\n".join(f"[{number}] {'[Relevant] ' + lines[0] if lines else '[Irrelevant]'}" for number, lines in marks.items())
 
 
+def _module(env: Search, module: str, told: str) -> str | Action | None:
+    """What a module says by the rules, when it is told this; None for questions that add numbers up."""
+    question, lines = env.question, told.splitlines()[:-1]
+    if question.sum_of:
+        return None
+    if module == "decompose":
+        i = len([fact for fact in lines[1:] if fact != "nothing"])
+        return f"[Next] {question.path[i]} {question.relations[i]}" if i < len(question.relations) else "[Finish]"
+    if module == "complete":
+        return _answering(f"{question.relations[-1]} {question.answer}", question.answer)
+    (person, _, relation), page = lines[0].partition(" "), lines[2:]
+    if module == "judge":
+        return "[Relevant]" if page[:1] == [person] else "[Irrelevant]"
+    facts = [line for line in page[1:] if line.partition(" ")[0] == relation]
+    return f"[Answerable] {facts[0]}" if facts else "[Unanswerable]"
+
+
+def _feedback(env: Search, prompt: str) -> str | None:
+    """Whether a module said the right thing when it was told something: yes or no."""
+    module, told, said = (quoted(prompt, tag) for tag in ("module", "told", "said"))
+    right = _module(env, module, told)
+    if isinstance(right, Action):
+        return YES_NO.write(float(f"answer(text={env.question.answer!r})" in said))
+    return None if right is None else YES_NO.write(float(said == right))
+
+
 def _partner(env: Search, turns: Sequence[Turn]) -> str | Action:
     """Follows the question as far as its own pages and what was said lead; in JSON or in sentences where it is asked to."""
     first = next(i for i, turn in enumerate(turns) if turn.role == "user")
@@ -91,10 +122,13 @@ def _partner(env: Search, turns: Sequence[Turn]) -> str | Action:
     told = [any(relation in text and value in text for text in heard) for relation, value in zip(relations, path[1:], strict=True)]
     ahead = next((i for i, known in enumerate(told) if not known and path[i] not in own), len(told))
     if ahead == len(told):
-        text = f"{relations[-1]} {path[-1]}"
-        return Action(text=text, tool_calls=(ToolCall(name="answer", arguments={"text": path[-1]}),))
+        return _answering(f"{relations[-1]} {path[-1]}", path[-1])
     new = [(relations[i], path[i + 1]) for i in range(ahead) if not told[i]]
     return _said(new, path[ahead], "json" if "JSON" in rest else "sentences" if "sentences" in rest else "words")
+
+
+def _answering(thought: str, answer: str) -> Action:
+    return Action(text=thought, tool_calls=(ToolCall(name="answer", arguments={"text": answer}, id="call_0"),))
 
 
 def _said(facts: Sequence[tuple[str, str]], missing: str, style: str) -> str:

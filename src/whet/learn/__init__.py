@@ -9,7 +9,9 @@ from whet.errors import missing_extra
 
 if TYPE_CHECKING:
     from whet.learn.credit import PPO, at_end, credited, gae, group_advantages, leave_one_out_advantages, turn_weights, whitened
+    from whet.learn.critic import CriticLearner
     from whet.learn.discriminator import discrimination, step_rewards, told_apart
+    from whet.learn.experts import Experts
     from whet.learn.learner import Learner
     from whet.learn.lora import Lora
     from whet.learn.losses import Loss, dpo, ipo, kto, mito, nll, policy_gradient, simpo
@@ -33,6 +35,8 @@ _HOME = {
     "group_advantages": "credit",
     "leave_one_out_advantages": "credit",
     "turn_weights": "credit",
+    "CriticLearner": "critic",
+    "Experts": "experts",
     "Learner": "learner",
     "Learners": "several",
     "Lora": "lora",
@@ -54,6 +58,8 @@ _HOME = {
 
 __all__ = [
     "PPO",
+    "CriticLearner",
+    "Experts",
     "Learner",
     "Learners",
     "Lora",

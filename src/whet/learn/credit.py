@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
@@ -98,21 +99,28 @@ def whitened(values: np.ndarray) -> np.ndarray:
     return centred / float(np.sqrt(values.var(ddof=1) + WHITEN_EPSILON))
 
 
-def credited(rows: Sequence[Example], rewards: Sequence[Sequence[float]], how: PPO) -> list[Example]:
+def credited(rows: Sequence[Example], rewards: Sequence[Sequence[float]], how: PPO, *, joined: bool = False) -> list[Example]:
     """The rows with advantages as `weights`, and with the `returns` that a critic is to expect.
 
     `rewards` has those of each row's assistant turns, paid with a turn's last token. Every token of an action costs
     kl (log pi - log pi_ref), of the policy that sampled. An observation's tokens are no actions: what follows the last token of a
     turn is the first of the next one. A return is advantage (before whitening) plus value. Whitening is over all of the rows.
-    Raises ConfigError for rewards that do not fit, and for rows without `values`, or, for a penalty, without log-probs.
+    With `joined`, so it is from row to row of one origin, which must stand one after another: contexts of one episode, in which what
+    is done in an early one may pay in a late one. Raises ConfigError for rewards that do not fit, and for rows without `values`, or,
+    for a penalty, without log-probs.
     """
-    estimated = [_estimated(row, paid, how) for row, paid in zip(rows, rewards, strict=True)]
-    flat = np.concatenate([np.zeros(0), *(advantages for advantages, _ in estimated)])
-    weights = np.split(whitened(flat) if how.whiten else flat, np.cumsum([len(a) for a, _ in estimated])[:-1])
-    return [
-        dataclasses.replace(row, weights=_placed(row, weight), returns=_placed(row, returns))
-        for row, weight, (_, returns) in zip(rows, weights, estimated, strict=True)
+    if not rows:
+        return []
+    paid = [_paid(row, each, how) for row, each in zip(rows, rewards, strict=True)]
+    stretches = [list(each) for _, each in groupby(range(len(rows)), key=lambda i: rows[i].origin if joined else i)]
+    estimated = [
+        gae(*(np.concatenate([paid[i][part] for i in stretch]) for part in (0, 1)), gamma=how.gamma, lam=how.lam) for stretch in stretches
     ]
+    advantages, values = np.concatenate(estimated), np.concatenate([value for _, value in paid])
+    weights = whitened(advantages) if how.whiten else advantages
+    ends = np.cumsum([len(value) for _, value in paid])[:-1]
+    placed = zip(rows, np.split(weights, ends), np.split(advantages + values, ends), strict=True)
+    return [dataclasses.replace(row, weights=_placed(row, w), returns=_placed(row, r)) for row, w, r in placed]
 
 
 def at_end(row: Example, reward: float) -> list[float]:
@@ -120,8 +128,8 @@ def at_end(row: Example, reward: float) -> list[float]:
     return [0.0] * (len(turn_ends(row)) - 1) + [reward]
 
 
-def _estimated(row: Example, rewards: Sequence[float], how: PPO) -> tuple[np.ndarray, np.ndarray]:
-    """Advantages and returns of the row's action tokens."""
+def _paid(row: Example, rewards: Sequence[float], how: PPO) -> tuple[np.ndarray, np.ndarray]:
+    """What each of the row's action tokens is paid, its penalty taken off, and its value."""
     ends = turn_ends(row)
     if len(ends) != len(rewards):
         raise ConfigError(f"row {row.origin!r} has {len(ends)} assistant turns and got {len(rewards)} rewards; expected one for each")
@@ -134,9 +142,7 @@ def _estimated(row: Example, rewards: Sequence[float], how: PPO) -> tuple[np.nda
             lacking = "sampled" if row.logprobs is None else "reference"
             raise ConfigError(f"row {row.origin!r} has no {lacking} log-probs, which the penalty of kl={how.kl} is made from")
         paid -= how.kl * (row.logprobs.astype(np.float64) - row.reference)
-    values = row.values[row.mask]
-    advantages = gae(paid[row.mask], values, gamma=how.gamma, lam=how.lam)
-    return advantages, advantages + values
+    return paid[row.mask], row.values[row.mask]
 
 
 def _placed(row: Example, values: np.ndarray) -> np.ndarray:

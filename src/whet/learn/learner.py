@@ -199,6 +199,11 @@ class Learner:
         """Of the present weights: the starting policy's, with the number of steps taken since."""
         return f"{self._base}+{self.n_steps}" if self.n_steps else self._base
 
+    @property
+    def weights(self) -> Mapping[str, torch.nn.Parameter]:
+        """What is trained, by name: the parameters themselves, no copies."""
+        return self._trained
+
     def sample(self) -> LocalPolicy:
         """A policy with a copy of the present weights (adapters merged), of the starting policy's type."""
         return self.policy.with_weights(self._weights(), self.version)

@@ -34,17 +34,21 @@ def ppo(
     how: PPO,
     *,
     critic: Learner | None = None,
+    joined: bool = False,
     seed: int = 0,
 ) -> dict[str, float]:
     """Updates a learner by one batch of sampled rows, and returns what there is to log.
 
     `rewards` has those of each row's assistant turns. `reference` is who the KL penalty in the reward is taken against. The value
     head is the learner's own, on the policy's backbone; `critic` is another learner that has one instead, with weights of its own.
-    Each of `how.epochs` goes over the rows anew. Raises ConfigError where nobody has a value head, where a row lacks the
-    log-probs that it was sampled with, or where the rewards are not one for each turn.
+    With `joined`, rows of one origin are one stretch of time (`credited`). Each of `how.epochs` goes over the rows anew. Without rows
+    nothing happens. Raises ConfigError where nobody has a value head, where a row lacks the log-probs that it was sampled with, or
+    where the rewards are not one for each turn.
     """
+    if not rows:
+        return {}
     valued = (critic or learner).with_values(rows)
-    rows = credited(with_reference(valued, reference) if how.kl else valued, rewards, how)
+    rows = credited(with_reference(valued, reference) if how.kl else valued, rewards, how, joined=joined)
     shuffled = list(batches(rows, how.batch_size, epochs=how.epochs, seed=seed))
     if critic is None:
         metrics = optimise(learner, shuffled, actor_critic(clip=how.clip, clip_value=how.clip_value, value=how.value))

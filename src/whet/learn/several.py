@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol, TypeVar
 
-from whet.learn.learner import Learner
+
+class _Stateful(Protocol):
+    def save_state(self, directory: str | Path) -> None: ...
+    def load_state(self, directory: str | Path) -> None: ...
 
 
-class Learners(dict[str, Learner]):
+L = TypeVar("L", bound=_Stateful)
+
+
+class Learners(dict[str, L]):
     """Learners by their names: `Learners(generator=..., attacker=...)`. Each is saved in a directory of its own."""
 
     def save_state(self, directory: str | Path) -> None:

@@ -16,7 +16,8 @@ from whet.learn.reference import with_reference
 from whet.policies.local import LocalPolicy
 from whet.types import Example, Pair
 
-_SUMMED = frozenset({"rows", "tokens", "computed", "skipped"})
+SUMMED = frozenset({"rows", "tokens", "computed", "skipped"})
+"""Of what a step logs, what is added up over several."""
 
 
 class FineTuning(Protocol):
@@ -54,7 +55,7 @@ def optimise(learner: Learner, batches: Iterable[Sequence[Example] | Sequence[Pa
         n += 1
         for name, value in last.items():
             sums[name] += value
-    return {name: total if name in _SUMMED else last[name] if name == "lr" else total / n for name, total in sums.items()}
+    return {name: total if name in SUMMED else last[name] if name == "lr" else total / n for name, total in sums.items()}
 
 
 def mean_nll(rows: Sequence[Example], policy: LocalPolicy) -> np.ndarray:

@@ -28,7 +28,7 @@ from whet.config import at_least
 from whet.data import actions, batches, confidence, opening, reopened, to_examples
 from whet.envs.base import EnvFactory
 from whet.methods import Parts
-from whet.rollout import rollout, success_rates
+from whet.rollout import retried, rollout, success_rates
 from whet.transcript import transcript
 from whet.types import Data, Episode
 
@@ -78,10 +78,7 @@ def envisions(agent: Agent[Any], data: Data, *, env: EnvFactory, run: Run, cfg: 
             # Self-explore, then self-refine: each task's own attempt stands before the task.
             seed = run.seed("explore", iteration, k)
             tried = [e for e in rollout(current, env, data.train, seed=seed, run=run, tag=f"explore{iteration}.{k}") if e.ok]
-            others = agent.memory.get("", ())
-            notes = {e.task.id: (request(e), *others, *agent.memory.get(e.task.id, ())) for e in tried}
-            refiner, seed = current.replace(memory=notes), run.seed("refine", iteration, k)
-            rollout(refiner, env, [e.task for e in tried], seed=seed, run=run, tag=f"refine{iteration}.{k}")
+            retried(current, env, tried, request, seed=run.seed("refine", iteration, k), run=run, tag=f"refine{iteration}.{k}")
 
         # Train the policy that the method was given on the best of the pool of all iterations.
         rows = []

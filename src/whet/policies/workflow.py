@@ -9,7 +9,8 @@
             plan = await desk.ask("planner", (*desk.turns, Turn(role="user", content="Next subgoal?")))
             return await desk.ask("grounder", (*desk.turns, Turn(role="user", content=plan.content)), tools=desk.tools)
 
-A workflow is a frozen dataclass: its fields that are policies are its parts, the others its options. Each turn of an episode it
+A workflow is a frozen dataclass: its fields that are policies are its parts, the others its options (or something else that it goes
+by, such as a critic, with `save(directory)` and a classmethod `load(directory)`). Each turn of an episode it
 sees the conversation as text, asks its parts whatever it wants in words of its own, and gives one turn. Everything that it
 knows follows from the conversation, so an episode can be replayed and resumed. Its turns have no tokens: parts are trained
 on conversations that are written as the workflow would ask them.
@@ -65,9 +66,11 @@ class Desk:
         sampling: Sampling | None = None,
         max_tokens: int | None = None,
         env: Env | None = None,
+        tokens: bool = False,
     ) -> Turn:
         """A part's answer to a conversation, as text with its cost. `part` is a field's name.
 
+        With `tokens` the answer keeps its tokens and log-probs, for whoever wants to know how likely it was.
         A part that works on tokens keeps what it has read of the conversation until the episode ends, so one that only grows
         is read once. A scripted part looks into `env`, by default the episode's. Raises what the part's `generate` raises.
         """
@@ -82,9 +85,9 @@ class Desk:
             session=f"{self.request.session}/{part}",
             env=env or self.request.env,
         )
-        answer = untokenised(await policy.generate(request))
-        self.asked.append((part, answer))
-        return answer
+        answer = await policy.generate(request)
+        self.asked.append((part, untokenised(answer)))
+        return answer if tokens else untokenised(answer)
 
 
 class Workflow:
@@ -125,7 +128,7 @@ class Workflow:
         """Write the workflow with its parts: weights beside it, others by name. Raises StorageError, and ConfigError for a part
         that neither has weights nor a name that `load_policy` knows."""
         target = Path(directory)
-        record: dict[str, Any] = {"class": f"{type(self).__module__}:{type(self).__qualname__}", "parts": {}, "options": {}}
+        record: dict[str, Any] = {"class": _name_of(self), "parts": {}, "aids": {}, "options": {}}
         try:
             target.mkdir(parents=True, exist_ok=True)
             saved: dict[int, str] = {}
@@ -138,13 +141,28 @@ class Workflow:
                 else:
                     record["parts"][name] = getattr(part, "spec", part.version)
             for f in dataclasses.fields(self):  # type: ignore[arg-type]
-                if f.name not in record["parts"]:
-                    record["options"][f.name] = getattr(self, f.name)
+                value = getattr(self, f.name)
+                if f.name in record["parts"]:
+                    continue
+                if hasattr(value, "save"):
+                    value.save(target / f.name)
+                    record["aids"][f.name] = _name_of(value)
+                else:
+                    record["options"][f.name] = value
             (target / FILE).write_text(json.dumps(record, indent=1))
         except TypeError as error:
             raise ConfigError(f"an option of {type(self).__name__} cannot be written as JSON: {error}") from error
         except OSError as error:
             raise StorageError(f"could not write the workflow {str(target)!r}: {error}; free space or choose another place") from error
+
+
+def _name_of(value: object) -> str:
+    return f"{type(value).__module__}:{type(value).__qualname__}"
+
+
+def _named(name: str) -> Any:
+    module, _, cls = name.partition(":")
+    return getattr(importlib.import_module(module), cls)
 
 
 def untokenised(turn: Turn) -> Turn:
@@ -159,13 +177,13 @@ def load_workflow(directory: Path) -> Workflow:
     path = directory / FILE
     try:
         record = json.loads(path.read_text())
-        module, _, name = record["class"].partition(":")
-        cls = getattr(importlib.import_module(module), name)
+        cls = _named(record["class"])
         if not (isinstance(cls, type) and issubclass(cls, Workflow)):
             raise TypeError(f"{record['class']!r} is no workflow")
         specs = {spec: load_policy(str(directory / spec) if spec.startswith("./") else spec) for spec in set(record["parts"].values())}
         parts = {part: specs[spec] for part, spec in record["parts"].items()}
-        loaded: Workflow = cls(**parts, **{key: _plain(value) for key, value in record["options"].items()})
+        aids = {part: _named(name).load(directory / part) for part, name in record.get("aids", {}).items()}
+        loaded: Workflow = cls(**parts, **aids, **{key: _plain(value) for key, value in record["options"].items()})
         return loaded
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise CheckpointError(f"{path} cannot be read as a workflow: {error!r}") from error

@@ -183,6 +183,7 @@ class _Attempt:
         self._tools: tuple[Tool, ...] = ()
         self._actions = 0
         self._last: Step | None = None
+        self._begin = 0  # where the present context begins among the turns
         self._doing = "reset"
         self._over = self._hung = False
         self._until = time.monotonic() + setting.limits.episode_s
@@ -253,7 +254,7 @@ class _Attempt:
         self._tools = env.tools
         seen = _turns(observation, "reset")
         if self.job.prefix is None or not self.job.prefix.turns:
-            self._observe(setting.agent.prompt(task, env.instructions, observation if isinstance(observation, str) else seen))
+            self._observe(self._opening(env, observation, "reset"))
         else:
             await self._replay(env, self.job.prefix, seen)
         return env
@@ -281,19 +282,19 @@ class _Attempt:
             return
         if not new[-1].tokens:  # of turns that were read together, the last one holds the tokens of all
             self._doing = "turn"
-            new = self.policy.observe(tuple(self.turns), new, self._tools)
+            new = self.policy.observe(tuple(self.turns[self._begin :]), new, self._tools)
         for turn in new:
             self._append(turn)
 
     def _append(self, turn: Turn) -> None:
-        parent = len(self.turns) - 1 if self.turns else None
+        parent = len(self.turns) - 1 if len(self.turns) > self._begin else None
         self.turns.append(turn if turn.parent == parent else replace(turn, parent=parent))
 
     async def _generate(self, env: Env) -> Turn:
         self._doing = "turn"
         sampling = self.setting.agent.sampling
         request = Request(
-            turns=tuple(self.turns),
+            turns=tuple(self.turns[self._begin :]),
             tools=env.tools,  # some environments hand out another one later
             sampling=sampling,
             max_tokens=sampling.max_tokens or env.max_tokens,
@@ -349,7 +350,16 @@ class _Attempt:
         self.reward += reward
         self.success = step.success
         self._last = step
-        return _turns(step.observation, "step")
+        if not step.fresh:
+            return _turns(step.observation, "step")
+        self._begin = len(self.turns)
+        self.policy.release(self._session)
+        return self._opening(env, step.observation, "step")
+
+    def _opening(self, env: Env, observation: Any, source: str) -> tuple[Turn, ...]:
+        """An observation behind the agent's prompt."""
+        told = observation if isinstance(observation, str) else _turns(observation, source)
+        return self.setting.agent.prompt(self.job.task, env.instructions, told)
 
     def _limit(self, name: str) -> tuple[float, str]:
         """The seconds that `reset`, `step`, `turn` or `episode` may take, and what says so."""
