@@ -74,7 +74,7 @@ BY_INVERSE = (
     "By the implicit reward the agent is shown its own actions beside the expert's, and takes no environment step. The inverse variant "
     "gains nothing here: paid -log D as in the paper, which is above 0 for every step, PPO makes episodes longer and the agent worse (on "
     "200 dev tasks 0.080 [0.050, 0.126] after a clone of 0.470, 1 seed); paid log(1 - D) - log D (`paid=airl`) it stays where it was "
-    "(0.465 [0.397, 0.535]). A discriminator that has seen the expert on sixteen tasks says little about the agent's steps elsewhere."
+    "(0.465 [0.397, 0.535]). Whether more tasks or a weaker discriminator would help was not tried."
 )
 
 LEADERBOARD: dict[str, dict[str, Any]] = {
