@@ -78,9 +78,10 @@ BY_INVERSE = (
 )
 
 LEADERBOARD: dict[str, dict[str, Any]] = {
-    # Seen on 200 dev tasks of Search (seed 0, seed 1 where there are two figures): sft 0.470 [0.401, 0.540] and 0.460, eto 0.800 [0.739,
-    # 0.850], dmpo 0.830 [0.771, 0.876], ipr 0.815 [0.755, 0.863] and 0.825, step_agent, which takes no environment step, 0.810 [0.749,
-    # 0.859] and 0.800. On 200 of BabyAI (seed 0): sft 0.690 [0.622, 0.750], step_agent 0.750 [0.685, 0.805]; the others were not run. None of them is told apart from ETO. With five completions, one epoch and beta 1, ipr had 0.620 and 0.650.
+    # Seen on 200 dev tasks of Search (seed 0, and seed 1 where there are two figures): sft 0.470 [0.401, 0.540] and 0.460, eto 0.800
+    # [0.739, 0.850], dmpo 0.830 [0.771, 0.876], ipr 0.815 [0.755, 0.863] and 0.825, step_agent, which takes no environment step, 0.810
+    # [0.749, 0.859] and 0.800: none of them is told apart from ETO. With more completions, one epoch and beta 1, ipr had 0.620 and
+    # 0.650 (seed 0). On 200 of BabyAI, seed 0: sft 0.690 [0.622, 0.750], step_agent 0.750 [0.685, 0.805]; dmpo and ipr were not run there.
     "dmpo@search": beside("search", "dmpo", DMPO),
     "dmpo@babyai": beside("babyai", "dmpo", DMPO),
     "ipr@search": beside("search", "ipr", IPR),
