@@ -123,10 +123,13 @@ def test_it_imitates_first_and_the_penalty_is_against_what_came_of_it(given: lis
     assert abs(second) > 1e-3
 
 
-def test_a_resumed_run_has_the_same_reference(tmp_path: Path) -> None:
+@pytest.mark.parametrize("critic_lr", [0.0, 1e-2], ids=["shared backbone", "critic beside"])
+def test_a_resumed_run_has_the_same_reference_and_critic(tmp_path: Path, critic_lr: float) -> None:
+    options = {**IMITATING, "critic_lr": critic_lr}
     with Run.create(tmp_path / "whole", {"seed": 0}, quiet=True) as run:
-        whole = contents(train(run, **IMITATING))
+        whole = contents(train(run, **options))
+        assert ("critic_loss" in logged(run)[-1][2]) == bool(critic_lr)
     with pytest.raises(KeyboardInterrupt), _Cut.create(tmp_path / "cut", {"seed": 0}, quiet=True) as run:
-        train(run, **IMITATING)
+        train(run, **options)
     with Run.create(tmp_path / "cut", {"seed": 0}, resume=True, quiet=True) as run:
-        assert contents(train(run, **IMITATING)) == whole
+        assert contents(train(run, **options)) == whole

@@ -59,34 +59,39 @@ class AGILEConfig:
     sessions_per_step: int = 16
     """That are sampled before each update."""
     lr: float = 1e-6
+    critic_lr: float = 0.0
+    """Of a critic with weights of its own; 0 puts its head on the policy's backbone."""
     session: bool = True
     """Credit actions with what is paid in later contexts of their session."""
     ppo: PPO = PPO()
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size", "epochs", "sessions_per_step")
-        at_least(self, 0, "imitation", "imitation_lr", "lr")
+        at_least(self, 0, "imitation", "imitation_lr", "lr", "critic_lr")
 
 
 def agile(agent: Agent[Any], data: Data, *, env: EnvFactory, run: Run, cfg: AGILEConfig = AGILEConfig()) -> Agent[Any]:
     """The agent that has imitated the expert's sessions, reinforced by what its own paid."""
     data.require(*NEEDS, by="agile")
-    learner = learn.Learner(agent.policy, lr=cfg.imitation_lr, value_head=True)
+    learner = learn.Learner(agent.policy, lr=cfg.imitation_lr, value_head=not cfg.critic_lr)
+    critic = learn.Learner(agent.policy, lr=cfg.critic_lr, value_head=True) if cfg.critic_lr else None
+    learners = learn.Learners(policy=learner, **({"critic": critic} if critic else {}))
     shown = rows_of(data.experts, agent.policy, env)
-    for epoch in run.steps(cfg.imitation, learner, name="agile.imitate", practice=False):
+    for epoch in run.steps(cfg.imitation, learners, name="agile.imitate", practice=False):
         shuffled = batches(shown, cfg.batch_size, seed=run.seed("imitate", epoch))
         run.log(epoch, **success_rates(data.experts), **learn.optimise(learner, shuffled, learn.nll()))
 
     reference = learner.sample()
     learner.restart(reference, lr=cfg.lr)
     tasks = list(batches(data.train, cfg.sessions_per_step, epochs=cfg.epochs, seed=run.seed("tasks")))
-    for step in run.steps(len(tasks), learner, name="agile"):
+    for step in run.steps(len(tasks), learners, name="agile"):
         # Act, in sessions.
         current = agent.replace(policy=learner.sample())
         played = [e for e in rollout(current, env, tasks[step], seed=run.seed("sample", step), run=run, tag=f"step{step}") if e.ok]
 
         # Reward and credit: each action's own pay, through the contexts of its session.
         rows, rewards = zip(*(pair for episode in played for pair in contexts(episode, agent.policy)), strict=True)
-        metrics = learn.ppo(learner, rows, rewards, reference, cfg.ppo, joined=cfg.session, seed=run.seed("ppo", step))
+        seed = run.seed("ppo", step)
+        metrics = learn.ppo(learner, rows, rewards, reference, cfg.ppo, critic=critic, joined=cfg.session, seed=seed)
         run.log(step, reward=fmean(e.reward for e in played), **success_rates(played), **metrics)
     return agent.replace(policy=learner.sample())
