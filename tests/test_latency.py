@@ -151,6 +151,7 @@ def test_garbage_is_looked_for_rarely_while_rollouts_are_under_way() -> None:
     assert gc.get_threshold() == before
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_512_episodes_with_slow_tools_keep_the_engine_busy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")

@@ -472,6 +472,7 @@ def test_curves_of_each_environment_stand_on_the_page(tmp_path: Path) -> None:
     assert "· word" in page
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_one_command_trains_on_two_and_reports_both(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"

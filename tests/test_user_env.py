@@ -39,6 +39,7 @@ def out_of(printed: str) -> str:
     return next(line.removeprefix("run: ") for line in printed.splitlines() if line.startswith("run: "))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @needs_base
 def test_it_is_learned(place: Path) -> None:
