@@ -37,7 +37,7 @@ from whet.cli.status import Status
 from whet.config import configure, parse_overrides
 from whet.errors import CheckpointError, ConfigError, StorageError, WhetError, did_you_mean
 from whet.runs import Run
-from whet.runs.files import Lock, make_directory, write_atomic
+from whet.runs.files import Lock, make_directory, recipe_directory, write_atomic
 from whet.types import Cost
 
 if TYPE_CHECKING:
@@ -197,8 +197,8 @@ def _jobs(args: argparse.Namespace, stages: list[str], out: Path) -> list[Job]:
 
 
 def _place(out: Path, seed: int, stage: str) -> Path:
-    """The directory of a stage's run; a method of the user's may have a path for its name."""
-    return out / f"seed{seed}" / stage.replace("/", "_")
+    """The directory of a stage's run."""
+    return out / f"seed{seed}" / recipe_directory(stage)
 
 
 def _passed_on(args: argparse.Namespace, stage: str) -> list[str]:

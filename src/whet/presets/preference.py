@@ -8,19 +8,16 @@ from __future__ import annotations
 
 from typing import Any
 
+CLONED: dict[str, Any] = {
+    "": {"train_tasks": 256, "expert_episodes": 16, "env_steps": 8192, "test_tasks": 256, "test_start": 4000},
+    "sft": {"epochs": 4, "lr": 5e-4, "batch_size": 8},
+    "eto": {"iterations": 16, "samples": 16, "explore_temperature": 1.0, "beta": (1.0,), "lr": (1e-4,), "epochs": 1},
+}
+"""Sizes, SFT and ETO where 16 expert episodes are given."""
+
 PLACES: dict[str, dict[str, Any]] = {
-    "search": {
-        "env": "search:hops=1-3",
-        "": {"train_tasks": 256, "expert_episodes": 16, "env_steps": 8192, "test_tasks": 256, "test_start": 4000},
-        "sft": {"epochs": 4, "lr": 5e-4, "batch_size": 8},
-        "eto": {"iterations": 16, "samples": 16, "explore_temperature": 1.0, "beta": (1.0,), "lr": (1e-4,), "epochs": 1},
-    },
-    "babyai": {
-        "env": "babyai:level=GoToLocal,max_turns=12",
-        "": {"train_tasks": 256, "expert_episodes": 16, "env_steps": 8192, "test_tasks": 256, "test_start": 4000},
-        "sft": {"epochs": 4, "lr": 5e-4, "batch_size": 8},
-        "eto": {"iterations": 16, "samples": 16, "explore_temperature": 1.0, "beta": (1.0,), "lr": (1e-4,), "epochs": 1},
-    },
+    "search": {**CLONED, "env": "search:hops=1-3"},
+    "babyai": {**CLONED, "env": "babyai:level=GoToLocal,max_turns=12"},
     # For systems that read documents in ways of their own: SFT and ETO read them all at once.
     "halves": {
         "env": "search:hops=1-2,given=6",

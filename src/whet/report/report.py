@@ -15,7 +15,7 @@ from whet.report import page
 from whet.report.charts import Curve, curve_chart, interval_bar
 from whet.report.episodes import tag_sections
 from whet.runs import Run
-from whet.runs.files import write_atomic
+from whet.runs.files import recipe_directory, write_atomic
 from whet.types import Cost
 
 _METRICS = ("success", "reward", "loss", "grad_norm", "kl", "entropy")
@@ -71,7 +71,7 @@ def _comparison_page(directory: Path) -> str:
     settings = json.loads((directory / "compare.json").read_text()) if (directory / "compare.json").exists() else {}
     runs: dict[str, list[Run]] = {}
     shown = list(dict.fromkeys(row["recipe"] for row in rows))
-    recipes = {recipe.replace("/", "_"): recipe for recipe in shown}  # as `whet compare` names directories
+    recipes = {recipe_directory(recipe): recipe for recipe in shown}
     for path in sorted(directory.glob("seed*/*/config.json")):
         runs.setdefault(recipes.get(path.parent.name, path.parent.name), []).append(Run.open(path.parent))
     try:

@@ -269,3 +269,8 @@ def _alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def recipe_directory(recipe: str) -> str:
+    """The name of the directory that holds a recipe's run in a comparison; a method of the user's may have a path for its name."""
+    return recipe.replace("/", "_")
