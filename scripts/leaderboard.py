@@ -24,6 +24,8 @@ from whet import methods, presets
 from whet.evals import Comparison
 
 ROOT = Path(__file__).parents[1]
+ETO = "sft+eto"
+"""What preference-based systems are held against besides the baseline of their papers."""
 
 
 def run(family: str, name: str, entry: dict[str, Any], seeds: int, workers: int) -> bool:
@@ -62,7 +64,9 @@ def take_over(source: Path, out: Path, recipes: list[str], seeds: int) -> None:
 
 def table(family: str) -> str:
     """A row for each comparison, as Markdown: the claim, then its notes; then each comparison in full."""
-    head = ["method", "paper", "environment", "held against", "tasks, seeds", "success [95%]", "the other's", "difference", "steps", "made"]
+    head = ["method", "paper", "environment", "held against", "tasks, seeds", "success [95%]", "the other's", "difference"]
+    others = [ETO] if family == "preference" else []
+    head += [*(f"against {other}" for other in others), "steps", "made"]
     lines, wholes = [head, ["---"] * len(head)], []
     for path in sorted((ROOT / "results" / family).glob("*.json")):
         comparison, record, method = Comparison.load(path), json.loads(path.read_text()), methods.get(presets.shown(path.stem))
@@ -70,12 +74,16 @@ def table(family: str) -> str:
         rows = {row.recipe: row for row in comparison.rows if not row.part}
         ours = rows[made["claim"]]
         other = rows[ours.baseline or ""]
+        entry = presets.FAMILIES[family].get(path.stem, {})
+        metric = entry.get("metric", "success")
         evaluation = next(iter(comparison.evaluations.values()))[0]
         size = f"{ours.success.n}, {len(ours.seeds)}"
-        scores = [points(ours.success), points(other.success), f"{points(ours.difference, '+')}"]
+        scores = [points(getattr(row, metric)) for row in (ours, other)]
+        scores += [points(comparison.difference(ours.recipe, to, metric), "+") if to in rows else "" for to in (other.recipe, *others)]
+        scores[0] += "" if metric == "success" else f" {metric}"
         steps = f"{env_steps(record, ours.recipe)} / {env_steps(record, other.recipe)}"
         lines.append([method.name, method.paper, evaluation.env, other.recipe, size, *scores, steps, f"{made['date']}, {made['machine']}"])
-        note = presets.FAMILIES[family].get(path.stem, {}).get("note", "")
+        note = entry.get("note", "")
         wholes.append(f"## {method.title}\n\n{comparison.markdown().strip()}\n" + (f"\n{note}\n" if note else ""))
     rows_of = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
     about = (

@@ -31,7 +31,16 @@ PLACES: dict[str, dict[str, Any]] = {
         "sft": {"epochs": 10, "lr": 1e-3, "batch_size": 8},
         "eto": {"iterations": 8, "samples": 8, "explore_temperature": 1.0, "beta": (1.0,), "lr": (1e-4,), "epochs": 1},
     },
+    # Sessions are several contexts, which ETO does not contrast.
+    "desk": {
+        "env": "desk",
+        "": {"train_tasks": 256, "expert_episodes": 32, "env_steps": 8192, "test_tasks": 256, "test_start": 4000},
+        "sft": {"epochs": 8, "lr": 1e-3, "batch_size": 8},
+    },
 }
+PLACES["one_hop"] = {**PLACES["halves"], "env": "search:hops=1,given=6"}
+PLACES["three_hops"] = {**PLACES["documents"], "env": "search:hops=1-3,given=12"}
+PLACES["short_desk"] = {**PLACES["desk"], "env": "desk:questions=4,people=2,hidden=1"}
 """Where they are compared, with what SFT and ETO are run with there."""
 
 
@@ -43,12 +52,15 @@ def beside(
     recipe: str = "",
     recipes: tuple[str, ...] = (),
     baseline: str = "sft",
+    metric: str = "success",
     note: str = "",
 ) -> dict[str, Any]:
-    """An entry: `sft+METHOD` (or `recipe`), with these options, held against `baseline`. `sft` and `sft+eto` stand in every table."""
+    """An entry: `sft+METHOD` (or `recipe`), with these options, held against `baseline`. SFT and ETO stand in its table."""
     claim = recipe or f"sft+{method}"
-    shown = tuple(dict.fromkeys(("sft", "sft+eto", *recipes, claim)))
-    return {**PLACES[place], method: options, "recipes": shown, "baseline": baseline, "claim": claim, **({"note": note} if note else {})}
+    always = ("sft", "sft+eto") if "eto" in PLACES[place] else ("sft",)
+    shown = tuple(dict.fromkeys((*always, *recipes, baseline, claim)))
+    about = {"recipes": shown, "baseline": baseline, "claim": claim, "metric": metric, "note": note}
+    return {**PLACES[place], method: options, **about}
 
 
 EVOLVE = {"keep": 4, "explore_temperature": 1.0, "epochs": 4, "lr": 5e-4, "batch_size": 8}
@@ -57,13 +69,10 @@ EVOLVE = {"keep": 4, "explore_temperature": 1.0, "epochs": 4, "lr": 5e-4, "batch
 DMPO = {"iterations": 16, "samples": 16, "explore_temperature": 1.0, "beta": 1.0, "lr": 1e-4, "epochs": 1}
 IPR = {"iterations": 24, "completions": 3, "samples": 2, "beta": 0.3, "nll": 0.1, "lr": 1e-4, "epochs": 3, "batch_size": 16}
 STEP_AGENT = {"iterations": 8, "samples": 8, "beta": 1.0, "nll": 0.1, "lr": 1e-4, "batch_size": 16}
-VANILLA = "optima:iterations=1:tokens_weight=0:reading_weight=0"
-"""Two agents that were shown successful conversations, however long: what OPTIMA's paper begins with and beats."""
-
 REFT = {"epochs": 12, "tasks_per_step": 32, "ppo.value": 0.5}
-SELF_TRAINING = ("agent_evol:iterations=1:samples=8", "agent_evol:iterations=8:restart=false:epochs=1")
-"""What ReFT's paper compares it with: offline, from many episodes of the clone, and online."""
-RE_REST = {"iterations": 3, "samples": 2, "epochs": 2, "lr": 5e-4, "batch_size": 8}
+ONLINE = "agent_evol:iterations=8:restart=false:epochs=1"
+"""Self-training that ReFT's paper compares it with, beside the offline one from many episodes of the clone."""
+RE_REST = {"epochs": 2, "lr": 5e-4, "batch_size": 8}
 GRPO = {"steps": 24, "tasks_per_step": 16, "group_size": 8, "kl": 0.0}
 TWO_STAGES = "The two-stage recipe that OpenAI calls reinforcement fine-tuning: some examples to imitate, then a grader's reward."
 INVERSE = "sft+step_agent:reward=inverse:paid=airl:samples=8:lr=1e-4:discriminator_lr=5e-4:epochs=2:batch_size=32:ppo.value=0.5"
@@ -74,11 +83,72 @@ BY_INVERSE = (
     "(0.465 [0.397, 0.535]). Whether more tasks or a weaker discriminator would help was not tried."
 )
 
+OPTIMA = {
+    "iterations": 5,
+    "samples": 6,
+    "reading_weight": 0.05,
+    "threshold": 0.3,
+    "tree.expansions": 2,
+    "least_gap": 0.3,
+    "epochs": 3,
+    "lr": 1e-3,
+    "dpo_lr": 1e-4,
+    "batch_size": 8,
+}
+VANILLA = "optima:iterations=1:tokens_weight=0:reading_weight=0"
+"""Two agents that were shown successful conversations, however long: what OPTIMA's paper begins with and beats."""
+TALKING: dict[str, Any] = {
+    "recipe": "optima",
+    "recipes": (VANILLA, "optima:tokens_weight=0:reading_weight=0"),
+    "baseline": VANILLA,
+    "note": (
+        "Of the paper's two gains the smaller number of tokens is the clear one: on dev tasks agents said a third of what they said "
+        "before. Success rises less than the paper's, and hardly more than with a reward for the task alone."
+    ),
+}
+AMOR = {"epochs": 10, "lr": 1e-3, "batch_size": 8, "rounds": 2, "adapt_epochs": 2, "adapt_lr": 3e-4}
+FEEDBACK: dict[str, Any] = {
+    "recipe": "amor",
+    "recipes": ("amor:rounds=0", "amor:feedback=outcome"),
+    "baseline": "amor:feedback=outcome",
+}
+RETROSPEX = {
+    "epochs": 4,
+    "lr": 5e-4,
+    "batch_size": 8,
+    "lora": None,
+    "samples": 2,
+    "critic.steps": 500,
+    "critic.batch_size": 32,
+    "critic.lr": 1e-3,
+    "critic.hidden": 64,
+    "critic.longest": 128,
+    "report": 250,
+}
+RESCORED: dict[str, Any] = {
+    "recipe": "retrospex",
+    "recipes": ("retrospex:act.floor=1:act.k=1",),
+    "baseline": "retrospex:act.floor=1",
+}
+"""Beside the likeliest of four answers without the critic's say, which is the imitating agent of the paper, and a single answer."""
+AGILE = {
+    "imitation": 8,
+    "imitation_lr": 1e-3,
+    "batch_size": 8,
+    "epochs": 4,
+    "lr": 1e-4,
+    "critic_lr": 1e-3,
+    "ppo.lam": 1.0,
+    "ppo.clip_value": 10.0,
+}
+SESSIONS: dict[str, Any] = {"recipe": "agile", "recipes": ("agile:session=false",), "metric": "reward"}
+
 LEADERBOARD: dict[str, dict[str, Any]] = {
     # Seen on 200 dev tasks of Search (seed 0, and seed 1 where there are two figures): sft 0.470 [0.401, 0.540] and 0.460, eto 0.800
     # [0.739, 0.850], dmpo 0.830 [0.771, 0.876], ipr 0.815 [0.755, 0.863] and 0.825, step_agent, which takes no environment step, 0.810
     # [0.749, 0.859] and 0.800: none of them is told apart from ETO. With more completions, one epoch and beta 1, ipr had 0.620 and
-    # 0.650 (seed 0). On 200 of BabyAI, seed 0: sft 0.690 [0.622, 0.750], step_agent 0.750 [0.685, 0.805]; dmpo and ipr were not run there.
+    # 0.650 (seed 0). On 200 of BabyAI, seed 0: sft 0.690 [0.622, 0.750], eto 0.745 [0.680, 0.801], step_agent 0.750 [0.685, 0.805], dmpo
+    # 0.770 [0.706, 0.823], grpo and reft 0.780 [0.717, 0.832], ipr 0.795 [0.733, 0.846].
     "dmpo@search": beside("search", "dmpo", DMPO),
     "dmpo@babyai": beside("babyai", "dmpo", DMPO),
     "ipr@search": beside("search", "ipr", IPR),
@@ -91,92 +161,33 @@ LEADERBOARD: dict[str, dict[str, Any]] = {
     "agent_evol@babyai": beside("babyai", "agent_evol", {**EVOLVE, "iterations": 2, "samples": 2}, recipe="agent_evol"),
     # Seen on 150 dev tasks, seed 0: 0.347 at 13.7 tokens an episode, against 0.273 at 40.0 of what it begins with; without tokens and
     # readability in the reward 0.333 at 35.2 after 3 iterations.
-    "optima@halves": beside(
-        "halves",
-        "optima",
-        {
-            "iterations": 5,
-            "samples": 6,
-            "reading_weight": 0.05,
-            "threshold": 0.3,
-            "tree.expansions": 2,
-            "least_gap": 0.3,
-            "epochs": 3,
-            "lr": 1e-3,
-            "dpo_lr": 1e-4,
-            "batch_size": 8,
-        },
-        recipe="optima",
-        recipes=(VANILLA, "optima:tokens_weight=0:reading_weight=0"),
-        baseline=VANILLA,
-        note=(
-            "Of the paper's two gains the smaller number of tokens is the clear one: on dev tasks agents said a third of what they said "
-            "before. Success rises less than the paper's, and hardly more than with a reward for the task alone."
-        ),
-    ),
+    "optima@halves": beside("halves", "optima", OPTIMA, **TALKING),
+    "optima@one_hop": beside("one_hop", "optima", OPTIMA, **TALKING),
     # Seen on dev tasks, seed 0: 0.430 [0.336, 0.530] (n=100) against 0.173 [0.121, 0.243] (n=150) of the warm-up alone, and 0.180 [0.116,
     # 0.268] (n=100) of sft, which reads all twelve documents. Annotation and feedback are by scripts, which know the pages.
-    "amor@documents": beside(
-        "documents",
-        "amor",
-        {"epochs": 10, "lr": 1e-3, "batch_size": 8, "rounds": 2, "adapt_epochs": 2, "adapt_lr": 3e-4},
-        recipe="amor",
-        recipes=("amor:rounds=0", "amor:feedback=outcome"),
-        baseline="amor:feedback=outcome",
-    ),
-    # Seen on 150 dev tasks, seed 0: 0.713 [0.635, 0.780], as without the critic's say (act.floor=1), against 0.687 [0.608, 0.756] of sft.
-    "retrospex@babyai": beside(
-        "babyai",
-        "retrospex",
-        {
-            "epochs": 4,
-            "lr": 5e-4,
-            "batch_size": 8,
-            "lora": None,
-            "samples": 2,
-            "critic.steps": 500,
-            "critic.batch_size": 32,
-            "critic.lr": 1e-3,
-            "critic.hidden": 64,
-            "critic.longest": 128,
-            "report": 250,
-        },
-        recipe="retrospex",
-        recipes=("retrospex:act.floor=1",),
-        baseline="sft",
-        note=(
-            "On dev tasks the critic changed nothing: 0.713 with it and without it (150 tasks, seed 0), also after 1,500 steps in place of "
-            "500. What there is of a gain is that of taking the likeliest of four answers. With the paper's weights, which stay above "
-            "one half, the likelier of two different answers always wins; lower ones are untried."
-        ),
-    ),
+    "amor@documents": beside("documents", "amor", AMOR, **FEEDBACK),
+    "amor@three_hops": beside("three_hops", "amor", AMOR, **FEEDBACK),
+    "retrospex@babyai": beside("babyai", "retrospex", RETROSPEX, **RESCORED),
+    "retrospex@search": beside("search", "retrospex", RETROSPEX, **RESCORED),
     # Seen on 200 dev tasks after two epochs (1,800 steps), 1 seed: 0.860 [0.805, 0.902] against 0.470 [0.401, 0.540] of the clone.
-    "reft@search": {**beside("search", "reft", {**REFT, "lr": 3e-4}, recipes=SELF_TRAINING), "agent_evol": EVOLVE},
-    "reft@babyai": {**beside("babyai", "reft", {**REFT, "lr": 2e-4}, recipes=SELF_TRAINING), "agent_evol": EVOLVE},
+    "reft@search": {
+        **beside("search", "reft", {**REFT, "lr": 3e-4}, recipes=("agent_evol:iterations=1:samples=8", ONLINE)),
+        "agent_evol": EVOLVE,
+    },
+    "reft@babyai": {
+        **beside("babyai", "reft", {**REFT, "lr": 2e-4}, recipes=("agent_evol:iterations=1:samples=4", ONLINE)),
+        "agent_evol": EVOLVE,
+    },
     # Seen on 200 dev tasks, 1 seed: 0.740 [0.675, 0.796] against 0.470 [0.401, 0.540] of the clone; without the reflector not looked at.
-    "re_rest@search": beside("search", "re_rest", RE_REST, recipes=("sft+re_rest:reflect=false:samples=5",)),
-    "re_rest@babyai": beside("babyai", "re_rest", RE_REST, recipes=("sft+re_rest:reflect=false:samples=3",)),
+    "re_rest@search": beside(
+        "search", "re_rest", {**RE_REST, "iterations": 3, "samples": 2}, baseline="sft+re_rest:reflect=false:samples=5"
+    ),
+    "re_rest@babyai": beside(
+        "babyai", "re_rest", {**RE_REST, "iterations": 2, "samples": 1}, baseline="sft+re_rest:reflect=false:samples=2"
+    ),
     "grpo@search": beside("search", "grpo", {**GRPO, "lr": 5e-4}, note=TWO_STAGES),
     "grpo@babyai": beside("babyai", "grpo", {**GRPO, "lr": 2e-4}, note=TWO_STAGES),
-    "agile@desk": {
-        "env": "desk",
-        "recipes": ("sft", "agile:session=false", "agile"),
-        "baseline": "sft",
-        "claim": "agile",
-        "": {"train_tasks": 256, "expert_episodes": 32, "env_steps": 8192, "test_tasks": 256, "test_start": 4000},
-        "sft": {"epochs": 8, "lr": 1e-3, "batch_size": 8},
-        # Not chosen by a score. With the head on the backbone and lr=3e-4, sessions paid less from update to update: 0.816, then
-        # 0.797, 0.713, 0.686, 0.748 and 0.695 (16 train sessions each, 1 seed, desk:questions=4,people=2,hidden=1).
-        "agile": {
-            "imitation": 8,
-            "imitation_lr": 1e-3,
-            "batch_size": 8,
-            "epochs": 4,
-            "lr": 1e-4,
-            "critic_lr": 1e-3,
-            "ppo.lam": 1.0,
-            "ppo.clip_value": 10.0,
-        },
-    },
+    "agile@desk": beside("desk", "agile", AGILE, **SESSIONS),
+    "agile@short_desk": beside("short_desk", "agile", AGILE, **SESSIONS),
 }
 """METHOD@PLACE -> the same as in `whet.presets.finetuning`."""
