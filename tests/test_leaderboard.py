@@ -1,9 +1,14 @@
-"""Leaderboards make no stage twice."""
+"""Leaderboards make no stage twice, and their tables say what the results do."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import pytest
+
+from whet import presets
+from whet.evals import Comparison, Evaluation
 from whet.userfile import load_file
 
 BOARD = load_file(str(Path(__file__).parents[1] / "scripts" / "leaderboard.py"))
@@ -36,3 +41,29 @@ def test_finished_stages_are_taken_over(tmp_path: Path) -> None:
     assert (out / "seed0/sft+eto/weights").read_text() == "sft+eto"
     assert (out / "seed1/sft/status").read_text() == "running", "what is there stays"
     BOARD.take_over(tmp_path / "nothing", out, ["sft"], seeds=2)
+
+
+@pytest.mark.parametrize("family", [family for family in presets.FAMILIES if (BOARD.ROOT / "results" / f"{family}.md").exists()])
+def test_committed_tables_are_what_committed_results_give(family: str) -> None:
+    assert BOARD.table(family) == (BOARD.ROOT / "results" / f"{family}.md").read_text()
+
+
+def test_a_claim_is_held_against_its_baseline_and_against_eto(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def attempts(recipe: str, solved: tuple[int, ...]) -> tuple[Evaluation]:
+        rewards, successes = tuple((each / 2,) for each in solved), tuple((bool(each),) for each in solved)
+        about = {"name": recipe, "env": "search", "split": "dev", "policy": recipe, "tasks": tuple("abcd")}
+        return (Evaluation(rewards=rewards, successes=successes, **about),)
+
+    found = {"sft": (1, 0, 0, 0), "sft+eto": (1, 1, 1, 0), "sft+dmpo": (1, 1, 0, 0)}
+    evaluations = {recipe: attempts(recipe, solved) for recipe, solved in found.items()}
+    record = Comparison(evaluations=evaluations, baselines={"sft+eto": "sft", "sft+dmpo": "sft"}).to_json()
+    path = tmp_path / "results" / "preference" / "dmpo@search.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(record | {"made": {"date": "today", "machine": "here", "claim": "sft+dmpo"}}))
+    monkeypatch.setattr(BOARD, "ROOT", tmp_path)
+    for metric, scale in (("success", 100), ("reward", 50)):
+        monkeypatch.setitem(presets.FAMILIES["preference"]["dmpo@search"], "metric", metric)
+        row = next(line for line in BOARD.table("preference").splitlines() if line.startswith("| dmpo"))
+        ours, theirs, difference, against_eto = [float(cell.split()[0]) for cell in row.split(" | ")[5:9]]
+        assert (ours, theirs, difference, against_eto) == (scale * 0.5, scale * 0.25, scale * 0.25, scale * -0.25), metric
+        assert (" reward |" in row) == (metric == "reward")
