@@ -4,7 +4,8 @@
 
 A method that is compared in several places has an entry METHOD@PLACE for each. A comparison that was interrupted goes on where
 it was; one that is finished costs nothing, nor does a stage that another of the family has made with the same settings. Results go to
-results/FAMILY/METHOD.json, and the table of all that are there to results/FAMILY.md.
+results/FAMILY/METHOD.json, and the table of all that are there to results/FAMILY.md. The agents act at temperature 1, as they did
+in training; how they do greedily stands beside it, since a method may do no more than make sharper what the agent did anyway.
 """
 
 from __future__ import annotations
@@ -20,12 +21,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from whet import methods, presets
-from whet.evals import Comparison
+from whet import load_env, methods, presets
+from whet.cli.common import load_agent
+from whet.evals import Comparison, Evaluation, evaluate
 
 ROOT = Path(__file__).parents[1]
 ETO = "sft+eto"
 """What preference-based systems are held against besides the baseline of their papers."""
+FURTHER = ["against ETO", "greedy difference"]
+GREEDY = (
+    "The greedy difference is that of the same agents on the same tasks at temperature 0. Where it is much smaller, most of what was\n"
+    "gained is that the agent does more reliably what it thought best before."
+)
 
 
 def run(family: str, name: str, entry: dict[str, Any], seeds: int, workers: int) -> bool:
@@ -42,9 +49,24 @@ def run(family: str, name: str, entry: dict[str, Any], seeds: int, workers: int)
     (ROOT / "results" / family).mkdir(parents=True, exist_ok=True)
     record = json.loads((out / "comparison.json").read_text())
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    if family == "preference":
+        record["greedy"] = {recipe: greedily(out, recipe, entry, found) for recipe, found in record["evaluations"].items()}
     record["made"] = {"date": str(datetime.date.today()), "machine": machine, "claim": entry["claim"]}
     (ROOT / "results" / family / f"{name}.json").write_text(json.dumps(record, separators=(",", ":")) + "\n")
     return True
+
+
+def greedily(out: Path, recipe: str, entry: dict[str, Any], sampled: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A recipe's agents, of each seed, on the same test tasks at temperature 0. An evaluation is kept beside its run."""
+    env, sizes, found = load_env(entry["env"]), entry[""], []
+    for number, before in enumerate(map(Evaluation.from_json, sampled)):
+        place = out / f"seed{number}" / recipe
+        if not (place / "greedy.json").exists():
+            tasks = env.tasks("test", sizes["test_tasks"], sizes["test_start"])
+            after = evaluate(load_agent(str(place), 0.0), env, tasks, seed=before.seed, name="greedy")
+            (place / "greedy.json").write_text(json.dumps(after.to_json()))
+        found.append(json.loads((place / "greedy.json").read_text()))
+    return found
 
 
 def same(recipe: str, one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -64,34 +86,39 @@ def take_over(source: Path, out: Path, recipes: list[str], seeds: int) -> None:
 
 def table(family: str) -> str:
     """A row for each comparison, as Markdown: the claim, then its notes; then each comparison in full."""
+    further = FURTHER if family == "preference" else []
     head = ["method", "paper", "environment", "held against", "tasks, seeds", "success [95%]", "the other's", "difference"]
-    others = [ETO] if family == "preference" else []
-    head += [*(f"against {other}" for other in others), "steps", "made"]
+    head += [*further, "steps", "made"]
     lines, wholes = [head, ["---"] * len(head)], []
     for path in sorted((ROOT / "results" / family).glob("*.json")):
         comparison, record, method = Comparison.load(path), json.loads(path.read_text()), methods.get(presets.shown(path.stem))
-        made = record["made"]
+        entry, made = presets.FAMILIES[family].get(path.stem, {}), record["made"]
         rows = {row.recipe: row for row in comparison.rows if not row.part}
         ours = rows[made["claim"]]
         other = rows[ours.baseline or ""]
-        entry = presets.FAMILIES[family].get(path.stem, {})
         metric = entry.get("metric", "success")
         evaluation = next(iter(comparison.evaluations.values()))[0]
         size = f"{ours.success.n}, {len(ours.seeds)}"
         scores = [points(getattr(row, metric)) for row in (ours, other)]
-        scores += [points(comparison.difference(ours.recipe, to, metric), "+") if to in rows else "" for to in (other.recipe, *others)]
+        scores.append(points(comparison.difference(ours.recipe, other.recipe, metric), "+"))
         scores[0] += "" if metric == "success" else f" {metric}"
+        notes = [entry.get("note", "")]
+        if further:
+            tried = {recipe: tuple(map(Evaluation.from_json, found)) for recipe, found in record["greedy"].items()}
+            greedy = Comparison(evaluations=tried, baselines={})
+            scores.append(points(comparison.difference(ours.recipe, ETO, metric), "+") if ETO in rows else "")
+            scores.append(points(greedy.difference(ours.recipe, other.recipe, metric), "+"))
+            notes.insert(0, f"Greedy: {', '.join(f'{recipe} {points(greedy.score(recipe, metric))}' for recipe in rows)}.")
         steps = f"{env_steps(record, ours.recipe)} / {env_steps(record, other.recipe)}"
         lines.append([method.name, method.paper, evaluation.env, other.recipe, size, *scores, steps, f"{made['date']}, {made['machine']}"])
-        note = entry.get("note", "")
-        wholes.append(f"## {method.title}\n\n{comparison.markdown().strip()}\n" + (f"\n{note}\n" if note else ""))
+        wholes.append("\n\n".join([f"## {method.title}", comparison.markdown().strip(), *filter(None, notes)]) + "\n")
     rows_of = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
     about = (
         f"Made by `make leaderboard FAMILY={family}`. Success on held-out test tasks, sampled at temperature 1; intervals are clustered\n"
         "by task, differences paired by task and seed. Steps are the environment's, replayed ones included, ours / the other's.\n"
         "Who speaks by a script is named under each comparison."
     )
-    return f"{about}\n\n{rows_of}\n\n" + "\n".join(wholes)
+    return "\n\n".join([about, *([GREEDY] if further else []), rows_of, "\n".join(wholes)])
 
 
 def env_steps(record: dict[str, Any], recipe: str) -> str:

@@ -59,11 +59,13 @@ def test_a_claim_is_held_against_its_baseline_and_against_eto(tmp_path: Path, mo
     record = Comparison(evaluations=evaluations, baselines={"sft+eto": "sft", "sft+dmpo": "sft"}).to_json()
     path = tmp_path / "results" / "preference" / "dmpo@search.json"
     path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(record | {"made": {"date": "today", "machine": "here", "claim": "sft+dmpo"}}))
+    made = {"date": "today", "machine": "here", "claim": "sft+dmpo"}
+    greedy = {recipe: [each.to_json() for each in attempts(recipe, (1, 1, 1, recipe == "sft+dmpo"))] for recipe in found}
+    path.write_text(json.dumps(record | {"made": made, "greedy": greedy}))
     monkeypatch.setattr(BOARD, "ROOT", tmp_path)
     for metric, scale in (("success", 100), ("reward", 50)):
         monkeypatch.setitem(presets.FAMILIES["preference"]["dmpo@search"], "metric", metric)
         row = next(line for line in BOARD.table("preference").splitlines() if line.startswith("| dmpo"))
-        ours, theirs, difference, against_eto = [float(cell.split()[0]) for cell in row.split(" | ")[5:9]]
-        assert (ours, theirs, difference, against_eto) == (scale * 0.5, scale * 0.25, scale * 0.25, scale * -0.25), metric
+        shown = [float(cell.split()[0]) for cell in row.split(" | ")[5:10]]  # ours, the other's, difference, against ETO, greedy
+        assert shown == [scale * 0.5, scale * 0.25, scale * 0.25, scale * -0.25, scale * 0.25], metric
         assert (" reward |" in row) == (metric == "reward")
