@@ -108,7 +108,7 @@ def table(family: str) -> str:
             greedy = Comparison(evaluations=tried, baselines={})
             scores.append(points(comparison.difference(ours.recipe, ETO, metric), "+") if ETO in rows else "")
             scores.append(points(greedy.difference(ours.recipe, other.recipe, metric), "+"))
-            notes.insert(0, f"Greedy: {', '.join(f'{recipe} {points(greedy.score(recipe, metric))}' for recipe in rows)}.")
+            notes.insert(0, besides(comparison, greedy))
         steps = f"{env_steps(record, ours.recipe)} / {env_steps(record, other.recipe)}"
         lines.append([method.name, method.paper, evaluation.env, other.recipe, size, *scores, steps, f"{made['date']}, {made['machine']}"])
         wholes.append("\n\n".join([f"## {method.title}", comparison.markdown().strip(), *filter(None, notes)]) + "\n")
@@ -119,6 +119,15 @@ def table(family: str) -> str:
         "Who speaks by a script is named under each comparison."
     )
     return "\n\n".join([about, *([GREEDY] if further else []), rows_of, "\n".join(wholes)])
+
+
+def besides(comparison: Comparison, greedy: Comparison) -> str:
+    """Of each recipe, as Markdown: success at temperature 0, and how many tokens the agent samples in an episode at temperature 1."""
+    lines = ["| recipe | greedy [95%] | tokens an episode |", "| --- | --- | --- |"]
+    for recipe, found in comparison.evaluations.items():
+        tokens = sum(e.cost.sampled_tokens for e in found) / sum(e.n_episodes for e in found)
+        lines.append(f"| {recipe} | {points(greedy.score(recipe))} | {tokens:.1f} |")
+    return "\n".join(lines)
 
 
 def env_steps(record: dict[str, Any], recipe: str) -> str:

@@ -108,8 +108,8 @@ TALKING: dict[str, Any] = {
     "recipes": (VANILLA, "optima:tokens_weight=0:reading_weight=0"),
     "baseline": VANILLA,
     "note": (
-        "Of the paper's two gains the smaller number of tokens is the clear one: on dev tasks agents said a third of what they said "
-        "before. Success rises less than the paper's, and hardly more than with a reward for the task alone."
+        "Of the paper's two gains the smaller number of tokens is seen, and success is not: it is not told apart from that of what OPTIMA "
+        "begins with, nor does a reward for the task alone raise it."
     ),
 }
 AMOR = {"epochs": 10, "lr": 1e-3, "batch_size": 8, "rounds": 2, "adapt_epochs": 2, "adapt_lr": 3e-4}
