@@ -24,11 +24,11 @@ from typing import Any
 from whet import load_env, methods, presets
 from whet.cli.common import load_agent
 from whet.evals import Comparison, Evaluation, evaluate
+from whet.runs.files import recipe_directory
 
 ROOT = Path(__file__).parents[1]
 ETO = "sft+eto"
-"""What preference-based systems are held against besides the baseline of their papers."""
-FURTHER = ["against ETO", "greedy difference"]
+"""What is held against this besides the baseline of its paper, where it stands in the comparison."""
 GREEDY = (
     "The greedy difference is that of the same agents on the same tasks at temperature 0. Where it is much smaller, most of what was\n"
     "gained is that the agent does more reliably what it thought best before."
@@ -49,8 +49,7 @@ def run(family: str, name: str, entry: dict[str, Any], seeds: int, workers: int)
     (ROOT / "results" / family).mkdir(parents=True, exist_ok=True)
     record = json.loads((out / "comparison.json").read_text())
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    if family == "preference":
-        record["greedy"] = {recipe: greedily(out, recipe, entry, found) for recipe, found in record["evaluations"].items()}
+    record["greedy"] = {recipe: greedily(out, recipe, entry, found) for recipe, found in record["evaluations"].items()}
     record["made"] = {"date": str(datetime.date.today()), "machine": machine, "claim": entry["claim"]}
     (ROOT / "results" / family / f"{name}.json").write_text(json.dumps(record, separators=(",", ":")) + "\n")
     return True
@@ -60,7 +59,7 @@ def greedily(out: Path, recipe: str, entry: dict[str, Any], sampled: list[dict[s
     """A recipe's agents, of each seed, on the same test tasks at temperature 0. An evaluation is kept beside its run."""
     env, sizes, found = load_env(entry["env"]), entry[""], []
     for number, before in enumerate(map(Evaluation.from_json, sampled)):
-        place = out / f"seed{number}" / recipe
+        place = out / f"seed{number}" / recipe_directory(recipe)
         if not (place / "greedy.json").exists():
             tasks = env.tasks("test", sizes["test_tasks"], sizes["test_start"])
             after = evaluate(load_agent(str(place), 0.0), env, tasks, seed=before.seed, name="greedy")
@@ -78,7 +77,7 @@ def same(recipe: str, one: dict[str, Any], other: dict[str, Any]) -> bool:
 def take_over(source: Path, out: Path, recipes: list[str], seeds: int) -> None:
     """Copy the finished runs of these recipes and of what they go on from."""
     stages = {"+".join(recipe.split("+")[:n]) for recipe in recipes for n in range(1, recipe.count("+") + 2)}
-    for place in (f"seed{seed}/{stage}" for seed in range(seeds) for stage in sorted(stages)):
+    for place in (f"seed{seed}/{recipe_directory(stage)}" for seed in range(seeds) for stage in sorted(stages)):
         done = source / place / "status"
         if done.exists() and done.read_text().strip() == "done" and not (out / place).exists():
             shutil.copytree(source / place, out / place)
@@ -86,12 +85,14 @@ def take_over(source: Path, out: Path, recipes: list[str], seeds: int) -> None:
 
 def table(family: str) -> str:
     """A row for each comparison, as Markdown: the claim, then its notes; then each comparison in full."""
-    further = FURTHER if family == "preference" else []
+    records = {path: json.loads(path.read_text()) for path in sorted((ROOT / "results" / family).glob("*.json"))}
+    eto = any(ETO in record["evaluations"] for record in records.values())
+    tried = any("greedy" in record for record in records.values())
     head = ["method", "paper", "environment", "held against", "tasks, seeds", "success [95%]", "the other's", "difference"]
-    head += [*further, "steps", "made"]
+    head += [*(["against ETO"] if eto else []), *(["greedy difference"] if tried else []), "steps", "made"]
     lines, wholes = [head, ["---"] * len(head)], []
-    for path in sorted((ROOT / "results" / family).glob("*.json")):
-        comparison, record, method = Comparison.load(path), json.loads(path.read_text()), methods.get(presets.shown(path.stem))
+    for path, record in records.items():
+        comparison, method = Comparison.load(path), methods.get(presets.shown(path.stem))
         entry, made = presets.FAMILIES[family].get(path.stem, {}), record["made"]
         rows = {row.recipe: row for row in comparison.rows if not row.part}
         ours = rows[made["claim"]]
@@ -103,11 +104,14 @@ def table(family: str) -> str:
         scores.append(points(comparison.difference(ours.recipe, other.recipe, metric), "+"))
         scores[0] += "" if metric == "success" else f" {metric}"
         notes = [entry.get("note", "")]
-        if further:
-            tried = {recipe: tuple(map(Evaluation.from_json, found)) for recipe, found in record["greedy"].items()}
-            greedy = Comparison(evaluations=tried, baselines={})
+        if eto:
             scores.append(points(comparison.difference(ours.recipe, ETO, metric), "+") if ETO in rows else "")
-            scores.append(points(greedy.difference(ours.recipe, other.recipe, metric), "+"))
+        if tried:
+            scores.append("")
+        if "greedy" in record:
+            evaluations = {recipe: tuple(map(Evaluation.from_json, found)) for recipe, found in record["greedy"].items()}
+            greedy = Comparison(evaluations=evaluations, baselines={})
+            scores[-1] = points(greedy.difference(ours.recipe, other.recipe, metric), "+")
             notes.insert(0, besides(comparison, greedy))
         steps = f"{env_steps(record, ours.recipe)} / {env_steps(record, other.recipe)}"
         lines.append([method.name, method.paper, evaluation.env, other.recipe, size, *scores, steps, f"{made['date']}, {made['machine']}"])
@@ -118,7 +122,7 @@ def table(family: str) -> str:
         "by task, differences paired by task and seed. Steps are the environment's, replayed ones included, ours / the other's.\n"
         "Who speaks by a script is named under each comparison."
     )
-    return "\n\n".join([about, *([GREEDY] if further else []), rows_of, "\n".join(wholes)])
+    return "\n\n".join([about, *([GREEDY] if tried else []), rows_of, "\n".join(wholes)])
 
 
 def besides(comparison: Comparison, greedy: Comparison) -> str:
