@@ -38,7 +38,7 @@ test: $(VENV)/.dev  ## set up, then run every test
 	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 quick: $(VENV)/.dev  ## the fast tests, under 3 minutes
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m 'not slow'
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
 
 exhaustive: $(VENV)/.dev  ## the tests that try every item or case, where `make test` tries some
 	$(BIN)/python -m pytest -q -n 3 --dist loadfile -m exhaustive

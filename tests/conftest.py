@@ -10,6 +10,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 def pytest_collection_modifyitems(items):
-    """Files with the most slow tests first, so that at the end no worker waits for another one's long file."""
+    """Files with the most slow tests first, then those with the most, so that at the end no worker waits for another one's long file."""
     slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[item.path])
+    all_of = collections.Counter(item.path for item in items)
+    items.sort(key=lambda item: (-slow[item.path], -all_of[item.path]))

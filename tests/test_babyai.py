@@ -13,7 +13,7 @@ from whet.errors import ConfigError, EnvError
 from whet.seeding import derive_seed
 from whet.types import Task, ToolCall
 
-LEVELS = ("GoToLocal", "PickupLoc", "PutNextLocal", "GoTo", "BossLevel")
+LEVELS = ("GoToLocal", "PickupLoc", "PutNextLocal", *(pytest.param(level, marks=pytest.mark.slow) for level in ("GoTo", "BossLevel")))
 
 
 def factory(level="GoToLocal", **options):

@@ -39,6 +39,7 @@ CEILINGS = {"simple_java": 98, "parallel_multiple": 198, "live_simple": 256, "li
 # -- tasks ---------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_task_is_a_test_task_and_all_are_there():
     for category, size in SIZES.items():
         tasks = load_env(f"bfcl:{category}").tasks("test", 10_000)
@@ -202,6 +203,7 @@ def compare_conversations(category, ids):
     return counted
 
 
+@pytest.mark.slow
 @needs_sandbox
 @pytest.mark.parametrize("category", package.MULTI_TURN)
 def test_the_same_verdict_as_the_package_on_some_conversations(category):
@@ -294,6 +296,7 @@ def test_nothing_is_left_of_another_episode():
     assert json.loads(answer(two, called("pwd")).observation[0].content) == {"current_working_directory": "/workspace"}
 
 
+@pytest.mark.slow
 @needs_sandbox
 def test_conversations_share_one_sandbox_and_leave_nothing():
     env = load_env("bfcl:multi_turn_base")

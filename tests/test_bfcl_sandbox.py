@@ -14,6 +14,8 @@ except MissingExtra as error:
 
 from bfcl_reference import answer, begin, called, needs_sandbox
 
+pytestmark = pytest.mark.slow
+
 METHODS = {"ls": "x_instance", "cd": "x_instance"}
 
 

@@ -295,6 +295,7 @@ def _after(path: Path, kind: str, n: int) -> None:
     pytest.fail(f"{path} never logged {n} events of kind {kind!r}")
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_the_middle_ends_like_an_undisturbed_one(place: Path) -> None:
     argv = ["run", "sft", *COIN, *SMALL, "steps=4", "gain=0.1", "sleep=0.15"]
     assert main([*argv, "--out", "whole"]) == 0
@@ -327,6 +328,7 @@ def test_ctrl_c_says_how_to_go_on(place: Path) -> None:
 COMPARE = ("compare", *COIN, "--model", "weak", "--test-tasks", "60", "--train-tasks", "8", "--out", "c")
 
 
+@pytest.mark.slow
 def test_compare_runs_every_stage_once_and_prints_the_table(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = [*COMPARE, "--recipes", "base,sft,sft+grpo", "--seeds", "2", "grpo.steps=2", "sft.gain=0.1"]
     assert main(argv) == 0
@@ -360,6 +362,7 @@ def test_other_test_tasks_for_every_recipe(place: Path) -> None:
     assert [task.rpartition("/")[2] for task in found[0]] == [str(i) for i in range(100, 160)]
 
 
+@pytest.mark.slow
 def test_variants_of_a_method_stand_side_by_side(place: Path) -> None:
     argv = [*COMPARE, "--recipes", "sft:steps=1,sft:steps=2+grpo:steps=1", "--seeds", "1", "sft.gain=0.2", "--baseline", "sft:steps=1"]
     assert main(argv) == 0
@@ -379,6 +382,7 @@ def test_compare_refuses_wrong_names_before_it_begins(place: Path, capsys: pytes
     assert not (place / "c").exists()
 
 
+@pytest.mark.slow
 def test_compare_shows_what_could_be_finished(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = [*COMPARE, "--recipes", "base,sft,sft+grpo", "--seeds", "1", "grpo.gain=-1"]
     assert main(argv) == 1
@@ -389,6 +393,7 @@ def test_compare_shows_what_could_be_finished(place: Path, capsys: pytest.Captur
     assert "holds a comparison with other settings (overrides" in fails(capsys, *COMPARE, "--recipes", "base,sft", "--seeds", "1")
 
 
+@pytest.mark.slow
 def test_an_interrupted_comparison_ends_its_processes_and_goes_on(place: Path) -> None:
     argv = [*COMPARE, "--recipes", "sft", "--seeds", "2", "sft.sleep=0.2", "sft.steps=6"]
     process = _child(*argv)

@@ -29,6 +29,7 @@ def test_python(block: str) -> None:
         assert event["before"]["n"] == 60
 
 
+@pytest.mark.slow
 def test_commands(tmp_path: Path) -> None:
     """Those of the first block, in their order."""
     with Run.create(tmp_path / "runs" / "first", {"seed": 0}, quiet=True) as run:

@@ -340,6 +340,7 @@ def strict(episodes):
 """
 
 
+@pytest.mark.slow
 def test_a_store_is_filtered_into_another_with_its_audit(tmp_path: Path) -> None:
     store = EpisodeStore(tmp_path / "x.db")
     store.save([*some_episodes(), episode("t", split="test"), episode("d", split="dev")], "all")
@@ -367,6 +368,7 @@ def test_a_store_is_filtered_into_another_with_its_audit(tmp_path: Path) -> None
     assert "holds no audit" in message(whet("data", "audit", "x.db", cwd=tmp_path))
 
 
+@pytest.mark.slow
 def test_filters_that_lack_something_say_so(tmp_path: Path) -> None:
     store = EpisodeStore(tmp_path / "x.db")
     store.save(some_episodes(), "all")

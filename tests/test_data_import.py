@@ -49,6 +49,7 @@ def write_lines(path: Path, rows: list[Any]) -> Path:
 # -- records in files ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(trajectories.values, max_size=6), st.sampled_from([None, 0, 2]), st.integers(1, 40), st.booleans())
 def test_a_list_is_split_wherever_chunks_end(tmp_path_factory: Any, rows: list[Any], indent: int | None, chunk: int, bom: bool) -> None:
@@ -157,6 +158,7 @@ def test_many_malformed_records_are_not_all_printed(tmp_path: Path) -> None:
     assert "280 more malformed records" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_kill_in_the_middle_of_an_import_loses_and_doubles_nothing(tmp_path: Path) -> None:
     n = 12_000
     rows: list[Any] = [chat(i, "x" * 200) for i in range(n)]
@@ -194,6 +196,7 @@ def test_a_kill_in_the_middle_of_an_import_loses_and_doubles_nothing(tmp_path: P
     assert [e.tags["record"] for e in EpisodeStore(store, read_only=True).load()] == [i + 1 for i in range(n) if i != n // 2]
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     write_lines(tmp_path / "x.jsonl", [chat(i, "x" * 500) for i in range(20_000)])
     process = start("data", "import", "x.db", "x.jsonl", cwd=tmp_path)
@@ -219,6 +222,7 @@ def _limited(cwd: Path, *argv: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", _LIMITED, *argv], cwd=cwd, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_an_import_in_one_message_and_loses_nothing(tmp_path: Path) -> None:
     rows = [chat(i, os.urandom(400).hex()) for i in range(2000)]
     write_lines(tmp_path / "x.jsonl", rows)
@@ -271,6 +275,7 @@ def test_two_imports_of_one_file_at_once_do_not_double_it(tmp_path: Path) -> Non
     assert [e.tags["record"] for e in store.load()] == list(range(1, 601))
 
 
+@pytest.mark.slow
 def test_unknown_formats_are_named_by_what_they_hold(tmp_path: Path) -> None:
     write_lines(tmp_path / "x.jsonl", [{"question": "?", "answer": "!"}])
     (tmp_path / "y.jsonl").write_text("oops\n")
@@ -377,6 +382,7 @@ def test_every_episode_says_where_it_is_from(run: Path) -> None:
         assert (outcome_of(episode) == "success") == episode.success
 
 
+@pytest.mark.slow
 def test_a_runs_test_episodes_stay_out_of_what_may_be_trained_on(run: Path, tmp_path: Path) -> None:
     result = whet("data", "export", str(run), "x.jsonl", "--to", "trl", cwd=tmp_path)
     assert result.returncode == 0
@@ -452,6 +458,7 @@ def test_preferences_take_the_best_and_the_worst_of_each_task(tmp_path: Path) ->
     assert "import it into a store first" in told
 
 
+@pytest.mark.slow
 def test_stats_and_show(run: Path, tmp_path: Path) -> None:
     shown = done("data", "stats", str(run), cwd=tmp_path)
     for line in ("15 episodes", "first", "search", "expert", "random", "train", "test", "tool calls, of which", "cost: 15 episodes"):
@@ -483,6 +490,7 @@ def test_what_could_steer_a_terminal_is_shown_as_text(tmp_path: Path) -> None:
 # -- the command line ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_usage(tmp_path: Path) -> None:
     assert "whet data ACTION" in done("data", "--help", cwd=tmp_path)
     for action in ("import", "export", "filter", "mix", "stats", "show", "audit"):

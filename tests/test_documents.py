@@ -100,6 +100,7 @@ def found(title):
     return None
 
 
+@pytest.mark.slow
 def test_the_running_python_confirms_the_answers():
     """Questions are read from source; here the objects themselves are asked."""
     corpus = pythondocs.corpus()
@@ -130,6 +131,7 @@ BUILT_IN = {"EnvironmentError": "OSError", "IOError": "OSError", "error": "OSErr
 """Other names of the same class."""
 
 
+@pytest.mark.slow
 def test_python_questions_have_one_answer_in_documents_of_their_split():
     corpus = pythondocs.corpus()
     texts = [" ".join(document.text.split()).casefold() for document in corpus.documents]
@@ -147,6 +149,7 @@ def test_python_questions_have_one_answer_in_documents_of_their_split():
         assert sum(text.partition(" ")[2].startswith(quoted) or f") {quoted}" in text for text in texts) <= 1, item
 
 
+@pytest.mark.slow
 def test_tasks_of_another_python_are_refused():
     env = Documents()
     task = env.tasks("train", 1)[0]
@@ -339,6 +342,7 @@ def test_impossible_options_are_refused(options):
         Documents(**options)
 
 
+@pytest.mark.slow
 def test_the_environment_keeps_the_contract():
     report = check_env("documents", tasks=5)
     assert not report.problems, report

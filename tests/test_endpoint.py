@@ -145,6 +145,7 @@ def quick(server: Server, **options: Any) -> EndpointPolicy:
     return EndpointPolicy("m", server.url, **{"max_retries": 1, "timeout": 5.0, **options})
 
 
+@pytest.mark.slow
 def test_an_episode_with_tools_over_the_wire(server: Server) -> None:
     answers = [called("price", '{"item": "tea"}', "id-1"), called("answer", '{"price": 7}', "id-2")]
     server.script = lambda body, number: completion(answers[number - 1], usage=(100, 10, 40))

@@ -23,6 +23,8 @@ from commandline import BASE, done, intact, message, needs_base, result, start, 
 from whet.cli import main
 from whet.runs import Run
 
+pytestmark = pytest.mark.slow
+
 SMALL = ("--train-tasks", "8", "--dev-tasks", "2", "--test-tasks", "8", "--quiet")
 SEARCH = ("--env", "search:hops=1", *SMALL)
 NO_MODEL = ("--model", "random", "reflector=environment")
@@ -218,7 +220,6 @@ class _Answers(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.mark.slow
 def test_an_endpoint_that_is_down(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -272,7 +273,6 @@ def test_a_full_disk_without_a_model(tmp_path: Path, disk: Path) -> None:
     assert result(disk / "r") == result(tmp_path / "whole")
 
 
-@pytest.mark.slow
 @needs_base
 @pytest.mark.parametrize("size", ["3m", "7m"])  # the weights do not fit, or the optimiser's state does not
 def test_a_disk_that_fills_up_under_a_checkpoint(tmp_path: Path, disk: Path, size: str) -> None:
@@ -320,7 +320,6 @@ def test_ctrl_c_in_the_middle_of_a_grpo_step(tmp_path: Path, signals: tuple[int,
 
 
 @needs_base
-@pytest.mark.slow
 def test_a_run_whose_checkpoint_was_damaged_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

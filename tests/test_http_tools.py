@@ -32,6 +32,8 @@ from whet.rollout import Limits, rollout  # noqa: E402
 from whet.tools.http import EndpointError, HttpTools  # noqa: E402
 from whet.types import Task, ToolCall  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 NUMBER = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 LISTED = [
     {"name": "add", "description": "Put something\n into the cart.", "parameters": NUMBER | {"title": "Add"}},

@@ -24,6 +24,8 @@ from whet.envs.java import JavaEnv, Servers
 from whet.envs.jvm import JavaRaised
 from whet.errors import EnvError, MissingExtra
 
+pytestmark = pytest.mark.slow
+
 INTERFACE = "textworldexpress.runtime.PythonInterface"
 
 

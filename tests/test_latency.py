@@ -116,6 +116,7 @@ class Clocked(Env):
         return self.finish(reward=float(text == self._inner.question.answer))
 
 
+@pytest.mark.slow
 def test_decoding_goes_on_while_tools_wait() -> None:
     policy = load_policy("base")
     Clocked.engine = policy.engine

@@ -43,6 +43,7 @@ def test_finished_stages_are_taken_over(tmp_path: Path) -> None:
     BOARD.take_over(tmp_path / "nothing", out, ["sft"], seeds=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [family for family in presets.FAMILIES if (BOARD.ROOT / "results" / f"{family}.md").exists()])
 def test_committed_tables_are_what_committed_results_give(family: str) -> None:
     assert BOARD.table(family) == (BOARD.ROOT / "results" / f"{family}.md").read_text()

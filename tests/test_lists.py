@@ -171,7 +171,7 @@ def test_the_figures_are_of_environments_and_options_that_exist() -> None:
                     assert row[policy]["failed"] <= most, f"{row['spec']}: episodes of {policy} failed while it was measured"
 
 
-@pytest.mark.parametrize("name", ["search", "babyai"])
+@pytest.mark.parametrize("name", ["search", pytest.param("babyai", marks=pytest.mark.slow)])
 def test_what_is_said_of_chance_is_true(name: str) -> None:
     """The committed figures are those that the same tasks and seeds give here."""
     if name == "babyai":

@@ -314,6 +314,7 @@ def improved(run: Run | None = None, **options: Any) -> Agent[Any]:
     return llm_tmbr(Agent(tiny_policy(seed=1)), data, env=MIX, run=run or Run.scratch(), cfg=cfg)
 
 
+@pytest.mark.slow
 def test_it_is_tuned_on_dialogues_that_were_done_and_on_general_conversations(monkeypatch: pytest.MonkeyPatch) -> None:
     batches = spied(monkeypatch)
     run = Run.scratch()

@@ -33,6 +33,8 @@ from whet.tools.mcp import (  # noqa: E402
 )
 from whet.tools.stdio import Command  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
@@ -148,7 +150,6 @@ def test_each_connection_has_a_state_of_its_own(kind, request):
         assert two.structured == {"result": ["milk", "eggs"]}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["stdio", "http", "local"])
 @pytest.mark.parametrize("protocol", ["auto", "legacy"])
 def test_a_deadline_of_ours_ends_every_call(kind, protocol, request):
@@ -161,7 +162,6 @@ def test_a_deadline_of_ours_ends_every_call(kind, protocol, request):
     assert time.monotonic() - began < 25
 
 
-@pytest.mark.slow
 def test_a_server_in_this_process_that_blocks_holds_nobody_up(local):
     async def main():
         connection = await connect(local, timeout=10)
@@ -178,7 +178,6 @@ def test_a_server_in_this_process_that_blocks_holds_nobody_up(local):
     asyncio.run(main())
 
 
-@pytest.mark.slow
 def test_fifty_megabytes_over_stdio(stdio):
     began = time.process_time()
     _, (big, fine) = talk(stdio, ("big", {"n": 50_000_000}), ("lookup", {"name": "Rosa"}), timeout=200)
@@ -209,7 +208,6 @@ def test_servers_that_cannot_be_started(tmp_path):
         talk(Command(("x",), pass_env=("NO_SUCH_VARIABLE",)))
 
 
-@pytest.mark.slow
 def test_a_server_that_never_answers_is_given_up_and_killed(tmp_path):
     (tmp_path / "mute_server.py").write_text("import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(1000)\n")
     mute = Command((sys.executable, str(tmp_path / "mute_server.py")))
@@ -257,7 +255,6 @@ def test_a_server_over_http_that_dies_is_lost(place):
         asyncio.run(main(process))
 
 
-@pytest.mark.slow
 def test_an_owner_that_never_began_gives_its_place_back(place):
     (place / "single_server.py").write_text(SERVER)
     single = Command((sys.executable, str(place / "single_server.py")))
@@ -273,7 +270,6 @@ def test_an_owner_that_never_began_gives_its_place_back(place):
     asyncio.run(main())
 
 
-@pytest.mark.slow
 def test_what_a_server_leaves_behind_is_killed(stdio):
     _, (bred,) = talk(stdio, ("breed", {}))
     pid = int(bred.text)
@@ -287,7 +283,6 @@ def test_what_a_server_leaves_behind_is_killed(stdio):
     wait_until(gone, "its child is killed")
 
 
-@pytest.mark.slow
 def test_secrets_stay_here(stdio, monkeypatch):
     monkeypatch.setenv("API_KEY", "secret")
     monkeypatch.setenv("TOKEN", "wanted")
@@ -299,7 +294,6 @@ def test_secrets_stay_here(stdio, monkeypatch):
     assert "API_KEY" not in given.structured
 
 
-@pytest.mark.slow
 def test_a_shared_connection_is_replaced_when_it_hangs_or_dies(stdio):
     async def main():
         first = await connect_shared(stdio, timeout=60)
@@ -320,7 +314,6 @@ def test_a_shared_connection_is_replaced_when_it_hangs_or_dies(stdio):
     close_shared()
 
 
-@pytest.mark.slow
 def test_no_more_processes_than_allowed(place):
     (place / "scarce_server.py").write_text(SERVER)
     scarce = Command((sys.executable, str(place / "scarce_server.py")))
@@ -352,7 +345,6 @@ def test_no_more_processes_than_allowed(place):
     assert 1 <= max(counts) <= 2
 
 
-@pytest.mark.slow
 def test_many_calls_at_once_over_one_connection(stdio):
     async def main():
         connection = await connect(stdio, timeout=60)
@@ -432,7 +424,6 @@ def test_a_client_plays_an_environment_over_stdio():
     asyncio.run(main())
 
 
-@pytest.mark.slow
 def test_two_clients_play_at_once_over_http():
     port = free_port()
     with running("-m", "whet.envs.mcp_server", "--env", "search:hops=1-3", "--http", f"127.0.0.1:{port}", port=port):

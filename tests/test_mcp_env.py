@@ -59,7 +59,8 @@ def nothing_is_left():
     RESULTS.clear()
     yield
     close_shared()
-    wait_until(lambda: gc.collect() >= 0 and open_connections() == 0, "connections close")  # check_env leaves some to the collector
+    # check_env leaves some to the collector, which takes a second in a process that has run many tests.
+    wait_until(lambda: open_connections() == 0 or (gc.collect() >= 0 and open_connections() == 0), "connections close")
 
 
 def wait_until(condition, what, seconds=20.0):
@@ -105,11 +106,13 @@ def test_the_example_keeps_the_contract(monkeypatch):
     assert not report.warnings, report
 
 
+@pytest.mark.slow
 def test_the_examples_task_file_is_what_it_says():
     made = subprocess.run([sys.executable, str(EXAMPLES / "mcp_server.py"), "--tasks"], capture_output=True, text=True, check=True)
     assert made.stdout == (EXAMPLES / "mcp_tasks.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_in_process_it_keeps_the_contract(place):
     hidden = "die,hang,block,big,breed,environment,boom"  # the last one, because pytest keeps what it logs
     report = check_env(spec(place, hide=hidden), tasks=2, processes=False)
@@ -171,6 +174,7 @@ def test_a_long_result_is_cut(place):
     assert len(told(episode)[0]) < 8_100
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_is_no_zero_reward(place):
     env = load_env(spec(place, server="command"))
     alive, deadly = env.tasks("train", 2)

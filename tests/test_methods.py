@@ -36,6 +36,8 @@ from whet.tools.function import tool
 from whet.types import Data, Episode, Example, Group, Pair, Stop, Task, ToolCall, Turn, chain
 
 METHODS = methods.names()
+SHOWN = [pytest.param(name, marks=[pytest.mark.slow] if name == "nlrl" else []) for name in METHODS]
+"""NLRL's value model must first learn to write estimates, token by token."""
 CHEAP: dict[str, dict[str, Any]] = {
     "sft": {"epochs": 3, "lr": 1e-2, "batch_size": 4},
     "rejection_sampling": {"iterations": 3, "samples": 4, "keep": 2, "epochs": 1, "lr": 1e-2, "batch_size": 8},
@@ -225,7 +227,7 @@ def logged(run: Run) -> list[tuple[str, int, dict[str, Any]]]:
 # -- the contract of every method ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", SHOWN)
 def test_it_describes_itself(name: str) -> None:
     method = methods.get(name)
     assert method.title
@@ -238,7 +240,8 @@ def test_it_describes_itself(name: str) -> None:
     assert name in CHEAP, f"give {name} cheap options in tests/test_methods.py, so that its contract is tested"
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHOWN)
 def test_the_same_seed_gives_the_same_agent_and_the_given_one_is_untouched(name: str) -> None:
     given, runs = agent(), [Run.scratch(seed) for seed in (0, 0, 1)]
     before = contents(given)
@@ -263,7 +266,8 @@ class _Cut(Run):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHOWN)
 def test_it_resumes_where_it_was_interrupted(name: str, tmp_path: Path) -> None:
     with Run.create(tmp_path / "whole", {"seed": 0}, quiet=True) as run:
         whole = contents(improve(name, run))
@@ -279,7 +283,7 @@ def test_it_resumes_where_it_was_interrupted(name: str, tmp_path: Path) -> None:
     assert dataclasses.replace(other.cost, seconds=0) == dataclasses.replace(one.cost, seconds=0)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", SHOWN)
 def test_it_logs_each_step_with_the_standard_keys(name: str) -> None:
     run = Run.scratch()
     before = contents(agent())
@@ -299,7 +303,7 @@ def test_it_logs_each_step_with_the_standard_keys(name: str) -> None:
     assert spent[-1] == run.cost.episodes == len(list(run.load_episodes()))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", SHOWN)
 def test_it_never_sees_a_test_task(name: str) -> None:
     Say.splits.clear()
     run = Run.scratch()
@@ -322,7 +326,8 @@ def evaluated(tasks: tuple[Task, ...]) -> list[Episode]:
     return list(run.load_episodes())
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHOWN)
 def test_it_stops_when_the_budget_is_spent(name: str) -> None:
     run = Run.scratch()
     improve(name, run)
@@ -335,7 +340,7 @@ def test_it_stops_when_the_budget_is_spent(name: str) -> None:
     assert better.policy.version
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", SHOWN)
 def test_it_refuses_to_work_without_what_it_needs(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -349,7 +354,8 @@ def test_it_refuses_to_work_without_what_it_needs(
     assert not list(Run.open("r").load_episodes())
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHOWN)
 def test_the_better_agent_can_be_evaluated(name: str) -> None:
     env = env_of(name)
     evaluation = evaluate(improve(name, Run.scratch()), env, env.tasks("test", 4))

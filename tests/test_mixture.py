@@ -272,6 +272,7 @@ def test_the_player_is_an_environment_like_any_other() -> None:
     assert (mixture.cls.inline, mixture.cls.replayable, mixture.cls.max_turns) == (False, False, 7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", ["search:hops=1-2 + babyai:level=GoToLocal", "mix:search:hops=1 + 2*search:hops=3"])
 def test_mixtures_keep_the_contract(spec: str) -> None:
     report = check_env(spec, tasks=6)

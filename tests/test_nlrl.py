@@ -239,6 +239,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> list[list[Any]]:
     return spied(monkeypatch)
 
 
+@pytest.mark.slow
 def test_the_value_model_learns_estimates_and_the_policy_choices(given: list[list[Any]]) -> None:
     run = Run.scratch()
     improve("nlrl", run, iterations=2, reasons=True, moments=2)

@@ -247,6 +247,7 @@ def test_what_is_not_worth_enough_is_not_learned_from(monkeypatch: pytest.Monkey
     assert log["metrics"]["selected"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("variant", "kinds"), [("isft", "SSS"), ("idpo", "SPP"), ("isft-dpo", "SPS")])
 def test_the_schedules(monkeypatch: pytest.MonkeyPatch, variant: Any, kinds: str) -> None:
     given, _ = learned(monkeypatch, iterations=3, variant=variant, keep=1.0)

@@ -56,6 +56,7 @@ def group(n_groups: int = 3, n: int = 4, prompt: int = 20, seed: int = 0) -> lis
     return rows
 
 
+@pytest.mark.slow
 @given(families(), st.integers(1, 5), st.integers(1, 60), st.booleans())
 @settings(max_examples=200, deadline=None)
 def test_every_masked_in_token_keeps_its_target_position_and_context(rows: list[Example], min_shared: int, size: int, share: bool) -> None:

@@ -295,6 +295,7 @@ def test_losses_that_lack_something_are_refused() -> None:
 # -- the update ------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beside", [False, True], ids=["shared backbone", "critic beside"])
 def test_an_update_makes_rewarded_rows_likelier_and_its_critic_foresees_them(beside: bool) -> None:
     start = with_reference(rows(), policy())

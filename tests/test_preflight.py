@@ -16,6 +16,8 @@ from whet.cli.preflight import COUNTS, MEMORY, findings, grown, quantile
 from whet.envs import load_env
 from whet.rollout.health import TimedFactory, descendants, examine
 
+pytestmark = pytest.mark.slow
+
 HEAD = """
 import asyncio, os, random, signal, subprocess, tempfile, threading, time
 from whet import Env, Step, tool
@@ -90,7 +92,6 @@ def test_what_an_environment_leaves_behind_is_counted(tmp_path: Path) -> None:
     assert not any(b"sleep\x003600" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in descendants(os.getpid()) or [])
 
 
-@pytest.mark.slow
 def test_a_pool_that_fills_up_is_no_leak(tmp_path: Path) -> None:
     body = """
     from whet.envs.pool import Pool
@@ -124,7 +125,6 @@ def test_a_pool_that_fills_up_is_no_leak(tmp_path: Path) -> None:
     assert any("allows 3 episodes at once, so 8 were never reached" in what for _, what in found)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "here", "elsewhere"),
     [
@@ -152,7 +152,6 @@ def test_replays_that_diverge_are_found(tmp_path: Path, body: str, here: int, el
     assert all(level == "error" and "of 16 episodes went otherwise" in what for level, what in found)
 
 
-@pytest.mark.slow
 def test_failures_are_counted_by_reason_and_once(tmp_path: Path) -> None:
     body = """
     class Mine(Base):
@@ -175,7 +174,6 @@ def test_failures_are_counted_by_reason_and_once(tmp_path: Path) -> None:
     assert record["n_replayed"] == 0
 
 
-@pytest.mark.slow
 def test_hangs_deaths_and_slowness(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     hangs = "class Mine(Base):\n    step_timeout = 0.2\n    def step(self, action): time.sleep(60)"
     code, record, found = preflight(tmp_path, hangs)

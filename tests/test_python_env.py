@@ -32,6 +32,7 @@ def env():
     return env
 
 
+@pytest.mark.slow
 @confining
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_code_of_each_kind_gives_its_answer(kind):
@@ -96,6 +97,7 @@ def test_answers_worked_out_by_hand():
     assert KINDS["weekdays"](Fixed(2026, 0, 13, "Friday"))[2] == 3
 
 
+@pytest.mark.slow
 def test_no_problem_is_in_two_splits():
     texts = {split: {make(task.seed, split, tuple(KINDS)).text for task in Python().tasks(split, 300)} for split in SPLITS}
     for split in SPLITS:

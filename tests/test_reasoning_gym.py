@@ -168,6 +168,7 @@ def test_what_a_plain_formula_is(text, plain):
         assert not plain_formula(text, FORMULAS["countdown"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(FORMULAS))
 def test_stored_formulas_are_plain(name):
     env = ReasoningGym(name)
@@ -218,6 +219,7 @@ def test_options_reach_the_generator_and_the_tasks_names():
         ReasoningGym("chain_sum").reset(task)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", ["reasoning_gym", "reasoning_gym:basic_arithmetic,answer=tags", "reasoning_gym:word_sorting,answer=tool"])
 def test_the_environment_keeps_the_contract(spec):
     report = check_env(spec, tasks=5)

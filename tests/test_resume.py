@@ -16,6 +16,8 @@ from commandline import BASE, done, intact, needs_base, result, start, steps_log
 from whet.policies import load_policy
 from whet.runs import Run
 
+pytestmark = pytest.mark.slow
+
 SEARCH = ("--env", "search:hops=1", "--train-tasks", "12", "--dev-tasks", "2", "--test-tasks", "24", "--seed", "3", "--quiet")
 
 
@@ -68,7 +70,6 @@ def exhaustive(*options: str) -> Any:
     return pytest.param(options, marks=pytest.mark.exhaustive)
 
 
-@pytest.mark.slow
 @needs_base
 @pytest.mark.parametrize(
     "options",

@@ -48,6 +48,7 @@ def test_the_expectile_of_a_known_distribution(tau: float) -> None:
     assert float(expectile_loss(torch.tensor([2.0, -1.0]), tau)) == pytest.approx((tau * 4 + (1 - tau) * 1) / 2)
 
 
+@pytest.mark.slow
 def test_a_critic_learns_what_actions_bring_and_the_expectile_of_the_state() -> None:
     memory = [step("good", 1.0), step("bad", 0.0)]
     learner = CriticLearner(TOKENIZER, SMALL)
@@ -65,6 +66,7 @@ def test_a_critic_learns_what_actions_bring_and_the_expectile_of_the_state() -> 
     assert better > worse
 
 
+@pytest.mark.slow
 def test_values_go_back_over_steps_by_gamma() -> None:
     memory = [step("go", 0.0, following="there"), step("take", 1.0, state="there")]
     learner = CriticLearner(TOKENIZER, dataclasses.replace(SMALL, gamma=0.5))

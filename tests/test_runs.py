@@ -236,6 +236,7 @@ _KILLED = """
 """
 
 
+@pytest.mark.slow
 def test_kill_9_at_random_moments_changes_nothing(tmp_path: Path) -> None:
     program(tmp_path / "whole")
     script = textwrap.dedent(_KILLED.format(tests=str(Path(__file__).parent), path=str(tmp_path / "cut")))

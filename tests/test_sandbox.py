@@ -323,6 +323,7 @@ def test_planted_modules_run_confined_or_not_at_all(host, outside):
     assert os.listdir(outside) == ["file"]
 
 
+@pytest.mark.slow
 def test_other_runs(kind):
     """A program finds neither the files nor the processes of another one."""
     with open_sandbox(kind, parallel=2) as sandbox, ThreadPoolExecutor(1) as pool:

@@ -18,6 +18,8 @@ from whet.errors import ConfigError, MissingExtra
 from whet.tools.sandbox import Result, Sandbox, SandboxUnavailable, landlock, open_sandbox, process, supervise
 from whet.tools.sandbox.base import decode
 
+pytestmark = pytest.mark.slow
+
 confining = pytest.mark.skipif(bool(process.offers()[1]), reason="this machine cannot confine a process")
 
 
@@ -411,7 +413,6 @@ def images() -> list[str]:
     return [line for line in done.stdout.split() if "python" in line] if done.returncode == 0 else []
 
 
-@pytest.mark.slow
 def test_container():
     if not images():
         pytest.skip("no docker daemon with an image of Python")

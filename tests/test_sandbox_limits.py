@@ -15,6 +15,8 @@ import pytest
 from sandbox_host import ATTEMPT, Host, refused
 from whet.tools.sandbox import landlock, open_sandbox, zygote
 
+pytestmark = pytest.mark.slow
+
 pytest_plugins = ("sandbox_host",)
 
 FORK_BOMBS = {
@@ -188,7 +190,6 @@ print(os.listdir("."))
     assert host.run(code, files={"a/b/c": b"1"}).stdout == "PermissionError\n[]\n"
 
 
-@pytest.mark.slow
 def test_directories_that_resist_deletion(host):
     code = """
 import os
@@ -226,7 +227,6 @@ def test_decompression_bomb(host):
     assert 0 < len(left.files["bomb.bz2"]) < 100_000, "the host hands it on as it is"
 
 
-@pytest.mark.slow
 def test_filling_the_disk(host):
     code = "import os\ni = 0\nwhile True:\n i += 1\n with open(str(i), 'wb') as f: f.write(bytes(8 << 20))"
     assert host.run(code, timeout=90).killed_by == "disk"
@@ -263,7 +263,6 @@ MIX = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 4])
 def test_two_hundred_runs_at_once_leave_nothing(kind, processes):
     if kind == "zygote" and processes > 1:

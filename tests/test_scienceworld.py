@@ -32,6 +32,8 @@ from whet.policies.scripted import ExpertPolicy, RandomPolicy, ScriptedPolicy
 from whet.rollout import Limits, rollout
 from whet.types import SPLITS, Stop
 
+pytestmark = pytest.mark.slow
+
 EASY = "scienceworld:tasks=find-animal find-plant lifespan-longest-lived,simplifications=easy"
 """Tasks with short gold paths, which are quick to make."""
 HIVE = ("teleport to greenhouse", "open bee hive", *["wait1", "look around"] * 12)
@@ -78,7 +80,6 @@ def test_thirty_tasks_with_their_official_numbers_of_variations():
         assert len({task.id for task in listed}) == len(listed)
 
 
-@pytest.mark.slow
 def test_variations_are_those_of_the_package():
     server = ScienceWorld.servers.take(100)
     for name, number in VARIATIONS.items():
@@ -126,7 +127,6 @@ def test_tasks_of_another_setting_are_refused():
 # -- episodes ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "spec", [pytest.param(EASY, marks=pytest.mark.exhaustive), "scienceworld:tasks=find-living-thing power-component,limit=40,max_turns=60"]
@@ -185,7 +185,6 @@ def test_the_limit_counts_moves_of_the_simulation():
     env.close()
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_gold_paths_succeed_within_the_default_limits():
     """One of each of ten of the thirty tasks, with paths of up to 180 actions; all of them are in what `whet envs` shows."""
@@ -198,7 +197,6 @@ def test_gold_paths_succeed_within_the_default_limits():
 
 
 @pytest.mark.exhaustive
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_chance_gets_nowhere():
     factory = load_env("scienceworld:max_turns=25")
@@ -207,7 +205,6 @@ def test_chance_gets_nowhere():
     assert sum(e.reward for e in episodes) < 0
 
 
-@pytest.mark.slow
 def test_the_expert_goes_on_from_where_others_have_been():
     env, _ = begin(EASY, 1, "dev")
     rng = random.Random(0)
@@ -223,7 +220,6 @@ def test_the_expert_goes_on_from_where_others_have_been():
 # -- exact replay --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_worlds_in_one_machine_do_not_disturb_each_other():
     """Bees of three worlds, watched in turns, while other worlds begin with other rules and valid actions are asked for."""
     factory = load_env(EASY)
@@ -252,7 +248,6 @@ def test_worlds_in_one_machine_do_not_disturb_each_other():
     assert [together[i] for i in range(3)] == alone
 
 
-@pytest.mark.slow
 def test_asking_for_valid_actions_changes_nothing():
     factory = load_env(EASY)
     (task,) = factory.tasks("dev", 1)
@@ -293,7 +288,6 @@ def test_objects_that_grow_get_numbers_of_their_own():
     other.close()
 
 
-@pytest.mark.slow
 def test_another_process_sees_the_same():
     code = """
         import hashlib
@@ -312,7 +306,6 @@ def test_another_process_sees_the_same():
     assert done.stdout.strip() == hashlib.sha256(repr(here).encode()).hexdigest()
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_growing_and_crossing_plants_can_be_repeated():
     """A long gold path with bees, pollen and seeds, alone, and in turns with another that is two actions ahead."""
@@ -348,7 +341,6 @@ def gone(pid):
     return True
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("which", ["player", "planner"])
 def test_a_java_process_that_is_killed_in_the_middle_of_a_rollout(which, caplog):
     """The episodes that were under way in it begin anew, are counted, and end as they would have."""
@@ -379,7 +371,6 @@ def test_a_java_process_that_is_killed_in_the_middle_of_a_rollout(which, caplog)
     assert not [record for record in caplog.records if "py4j" in record.pathname], "py4j's tracebacks"
 
 
-@pytest.mark.slow
 def test_what_cannot_be_mended_is_counted_and_never_a_zero():
     """A machine that dies in every attempt: the episode is dropped, and what remains is scored without it."""
     factory = load_env(EASY)
@@ -396,7 +387,6 @@ def test_what_cannot_be_mended_is_counted_and_never_a_zero():
     assert (found.success.mean, found.success.n) == (1.0, 2)
 
 
-@pytest.mark.slow
 def test_machines_are_replaced_after_so_many_episodes(monkeypatch):
     monkeypatch.setattr(ScienceWorld.servers, "recycle", 3)
     monkeypatch.setattr(ScienceWorld.servers, "share", 2)

@@ -94,6 +94,7 @@ def test_judges_go_by_the_pages_that_were_read() -> None:
     assert grade(world, thoughtless)[0] == pytest.approx((1.0 + 0.8 + 1.0) / 3)
 
 
+@pytest.mark.slow
 def test_the_debate_mends_most_of_what_is_wrong_and_spoils_little_of_what_is_right() -> None:
     tried = drafts(play("expert@0.5", 150))
     evolved = evolve(tried, Panel.of("script"), env=ENV)

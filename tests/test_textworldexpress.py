@@ -23,6 +23,8 @@ from whet.policies.scripted import ExpertPolicy, ScriptedPolicy
 from whet.rollout import Limits, rollout
 from whet.types import SPLITS, Stop
 
+pytestmark = pytest.mark.slow
+
 SMALL = {
     "cookingworld": "numLocations=3,numIngredients=2",
     "twc": "numLocations=1,numItemsToPutAway=2",
@@ -62,7 +64,6 @@ def test_the_contract(game):
     keeps(spec(game))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "game",
     ["coin", "mapreader", "arithmetic", "simonsays", "peckingorder", "simonsays,memorization=1,verbose=1", "twc,actions=false,text=short"],

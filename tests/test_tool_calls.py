@@ -508,6 +508,7 @@ def test_more_calls_than_recorded_and_episodes_that_were_not(tmp_path):
         step(env, call("fine", text="one"))
 
 
+@pytest.mark.slow
 def test_of_several_attempts_the_last_is_replayed(tmp_path):
     log = tmp_path / "calls.jsonl"
     Flaky.made.clear()

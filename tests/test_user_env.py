@@ -22,6 +22,7 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @needs_base
 def test_it_is_trained_from_its_file(place: Path) -> None:
     out = done("run", "grpo", "--env", "mine.py:Shop", "steps=2", *GRPO, "--test-tasks", "8", "--dev-tasks", "0", cwd=place)

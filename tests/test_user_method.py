@@ -49,6 +49,7 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_it_is_compared_with_a_bundled_one(place: Path) -> None:
     recipes = "sft,mine/twice.py,sft+mine/twice.py:lr=1e-3"
     sizes = ("--train-tasks", "4", "--test-tasks", "8", "--expert-episodes", "4", "--seeds", "1")

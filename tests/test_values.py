@@ -81,6 +81,7 @@ def test_a_scorer_without_chance_gives_the_exact_value(episode: Episode) -> None
     assert [(v.n, v.error) for v in values if v] == [(2, 0), (2, 0), (2, 0), (0, 0)]
 
 
+@pytest.mark.slow
 def test_a_scorer_of_chance_gives_it_on_average(episode: Episode) -> None:
     values = prefix_values(CHANCE, MAZE, [(episode, k) for k in range(4)], n=500, seed=1)
     for k, value in enumerate(values):
@@ -101,6 +102,7 @@ class Last(Env):
         return Step(reward=float(sum(action.text.encode()) % 2), terminated=True)
 
 
+@pytest.mark.slow
 def test_a_models_value_is_the_sum_over_all_that_it_may_say() -> None:
     policy, env = tiny_policy(seed=3), EnvFactory(Last)
     (start,) = rollout(Agent(policy), env, env.tasks("train", 1))
