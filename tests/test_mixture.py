@@ -473,6 +473,13 @@ def test_curves_of_each_environment_stand_on_the_page(tmp_path: Path) -> None:
     assert "· word" in page
 
 
+def test_a_role_that_is_played_differently_is_named_with_its_part() -> None:
+    scripted, asked = "client:steps=2", "client:client=openai:m@http://localhost:1/v1"
+    assert load_env(f"{scripted} + search").cast == {"client": "script:client"}
+    by = load_env(f"{scripted} + {asked} + search").cast
+    assert by == {f"client of {scripted}": "script:client", f"client of {asked}": "openai:m@http://localhost:1/v1"}
+
+
 @pytest.mark.exhaustive
 @pytest.mark.slow
 def test_one_command_trains_on_two_and_reports_both(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

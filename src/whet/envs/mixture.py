@@ -87,8 +87,10 @@ class Mixture(EnvFactory):
 
     @property
     def cast(self) -> Mapping[str, str]:
-        """Who plays roles in the parts; of a role that several have, as the last one says."""
-        return {role: spec for part in self.parts for role, spec in part.cast.items()}
+        """Who plays roles in the parts. A role that others play elsewhere is named with its part."""
+        played = [(role, label, spec) for label, part in self._by_label.items() for role, spec in part.cast.items()]
+        players = {role: {spec for other, _, spec in played if other == role} for role, _, _ in played}
+        return {role if len(players[role]) == 1 else f"{role} of {label}": spec for role, label, spec in played}
 
     def of(self, task: Task) -> EnvFactory:
         """The part that plays this task. Raises ConfigError for a task of none of them."""
