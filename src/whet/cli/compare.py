@@ -9,13 +9,9 @@ share their beginnings: `sft+eto` and `sft+grpo` go on from one and the same `sf
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import os
-import subprocess
 import sys
-import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -33,9 +29,10 @@ from whet.cli.common import (
     print_table,
     script_note,
 )
+from whet.cli.jobs import Job, run_all
 from whet.cli.status import Status
 from whet.config import configure, parse_overrides
-from whet.errors import CheckpointError, ConfigError, StorageError, WhetError, did_you_mean
+from whet.errors import CheckpointError, ConfigError, WhetError, did_you_mean
 from whet.runs import Run
 from whet.runs.files import Lock, make_directory, recipe_directory, write_atomic
 from whet.types import Cost
@@ -68,27 +65,6 @@ def parser(command: str) -> Parser:
     return p
 
 
-@dataclass
-class Job:
-    """One stage of a recipe with one seed."""
-
-    recipe: str
-    seed: int
-    directory: Path
-    command: list[str]
-    after: str | None
-    """The recipe that this stage goes on from."""
-    state: str = "waiting"
-    process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
-    began: float = 0.0
-    seconds: float = 0.0
-
-    @property
-    def log(self) -> Path:
-        """What the process printed."""
-        return self.directory.with_name(self.directory.name + ".log")
-
-
 def main(args: argparse.Namespace) -> int:
     recipes = [name.strip() for name in args.recipes.split(",") if name.strip()]
     stages = _stages(recipes)
@@ -99,10 +75,11 @@ def main(args: argparse.Namespace) -> int:
     try:
         _same_settings(out, args)
         jobs = _jobs(args, stages, out)
-        _work(jobs, args.workers)
+        with Status(jobs) as status:
+            run_all(jobs, args.workers, status.show)
         failed = [job for job in jobs if job.state == "failed"]
         for job in failed:
-            print(f"error: {job.recipe} with seed {job.seed} failed: {_last_line(job.log)} (all of it: {job.log})", file=sys.stderr)
+            print(f"error: {job.recipe} with seed {job.seed} failed: {job.last_line()} (all of it: {job.log})", file=sys.stderr)
         _finish(args, recipes, jobs, out)
         return 1 if failed else 0
     finally:
@@ -225,84 +202,6 @@ def _common(args: argparse.Namespace, key: str) -> Any:
     methods = _methods([recipe.rpartition("+")[2] for recipe in args.recipes.split(",")])
     found = [preset(args.preset, load_env(args.env), method)[1].get(key) for method in methods]
     return next((value for value in found if value is not None), SIZES.get(key))
-
-
-# -- the pool ------------------------------------------------------------------------------------------------------------
-
-
-def _work(jobs: list[Job], workers: int) -> None:
-    """Run the jobs, each after the one that it goes on from. Ctrl-C ends the processes, which keep what they have."""
-    for job in jobs:
-        job.state = "done" if _is_done(job) else "waiting"
-    with Status(jobs) as status:
-        try:
-            while any(job.state in ("waiting", "running") for job in jobs):
-                _collect(jobs)
-                _start(jobs, workers)
-                status.show()
-                time.sleep(0.2)
-        except BaseException:
-            _end(jobs)
-            raise
-        status.show()
-
-
-def _is_done(job: Job) -> bool:
-    with contextlib.suppress(CheckpointError):
-        run = Run.open(job.directory)
-        return run.status == "done" and "final" in run.evaluations()
-    return False
-
-
-def _start(jobs: list[Job], workers: int) -> None:
-    running = sum(job.state == "running" for job in jobs)
-    states = {(job.recipe, job.seed): job.state for job in jobs}
-    for job in jobs:
-        before = states[job.after, job.seed] if job.after else "done"
-        if job.state == "waiting" and before in ("failed", "left out"):
-            job.state = states[job.recipe, job.seed] = "left out"
-        elif job.state == "waiting" and before == "done" and running < workers:
-            running += 1
-            make_directory(job.directory.parent)
-            threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-            try:
-                with open(job.log, "ab") as log:
-                    # a session of its own, so that Ctrl-C reaches it only through us, once
-                    job.process = subprocess.Popen(
-                        job.command,
-                        stdin=subprocess.DEVNULL,
-                        stdout=log,
-                        stderr=log,
-                        env={**os.environ, **threads, "TOKENIZERS_PARALLELISM": "false"},
-                        start_new_session=True,
-                    )
-            except OSError as error:
-                raise StorageError(f"cannot start {job.recipe} with seed {job.seed}: {error}") from error
-            job.state, job.began = "running", time.monotonic()
-
-
-def _collect(jobs: list[Job]) -> None:
-    for job in jobs:
-        if job.state == "running" and job.process and job.process.poll() is not None:
-            job.seconds = time.monotonic() - job.began
-            job.state = "done" if job.process.returncode == 0 and _is_done(job) else "failed"
-
-
-def _end(jobs: list[Job]) -> None:
-    running = [job.process for job in jobs if job.state == "running" and job.process]
-    for process in running:
-        process.terminate()
-    until = time.monotonic() + 10
-    for process in running:
-        try:
-            process.wait(max(0.1, until - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-
-
-def _last_line(path: Path) -> str:
-    lines = path.read_text(errors="replace").strip().splitlines() if path.exists() else []
-    return lines[-1].removeprefix("error: ") if lines else "it said nothing"
 
 
 # -- the table -----------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.table import Table
 
-    from whet.cli.compare import Job
+    from whet.cli.jobs import Job
 
 _TAIL = 8192
 
