@@ -263,7 +263,6 @@ def test_environments_and_tools_that_cannot_be_explored() -> None:
     assert list(tools_in(PHRASES, PHRASES.tasks("train", 2), ("spell",))) == ["spell"]
 
 
-@pytest.mark.slow
 def test_queries_for_a_catalogue_stay_apart_in_one_world() -> None:
     env = load_env("catalogue:calls=1")
     shares = {}
