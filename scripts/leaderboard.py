@@ -112,7 +112,7 @@ def table(family: str) -> str:
             evaluations = {recipe: tuple(map(Evaluation.from_json, found)) for recipe, found in record["greedy"].items()}
             greedy = Comparison(evaluations=evaluations, baselines={})
             scores[-1] = points(greedy.difference(ours.recipe, other.recipe, metric), "+")
-            notes.insert(0, besides(comparison, greedy))
+            notes.insert(0, besides(comparison, greedy, metric))
         steps = f"{env_steps(record, ours.recipe)} / {env_steps(record, other.recipe)}"
         lines.append([method.name, method.paper, evaluation.env, other.recipe, size, *scores, steps, f"{made['date']}, {made['machine']}"])
         wholes.append("\n\n".join([f"## {method.title}", comparison.markdown().strip(), *filter(None, notes)]) + "\n")
@@ -125,13 +125,17 @@ def table(family: str) -> str:
     return "\n\n".join([about, *([GREEDY] if tried else []), rows_of, "\n".join(wholes)])
 
 
-def besides(comparison: Comparison, greedy: Comparison) -> str:
-    """Of each recipe, as Markdown: success at temperature 0, and how many tokens the agent samples in an episode at temperature 1."""
-    lines = ["| recipe | greedy [95%] | tokens an episode |", "| --- | --- | --- |"]
+def besides(comparison: Comparison, greedy: Comparison, metric: str) -> str:
+    """Of each recipe, as Markdown: success at temperature 0, and how many tokens the agent samples in an episode at temperature 1; where
+    something else is compared than success, that too, at both temperatures."""
+    other = [] if metric == "success" else [metric, f"{metric}, greedy"]
+    head = ["recipe", "greedy [95%]", "tokens an episode", *other]
+    lines = [head, ["---"] * len(head)]
     for recipe, found in comparison.evaluations.items():
         tokens = sum(e.cost.sampled_tokens for e in found) / sum(e.n_episodes for e in found)
-        lines.append(f"| {recipe} | {points(greedy.score(recipe))} | {tokens:.1f} |")
-    return "\n".join(lines)
+        more = [points(c.score(recipe, metric)) for c in (comparison, greedy)] if other else []
+        lines.append([recipe, points(greedy.score(recipe)), f"{tokens:.1f}", *more])
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def env_steps(record: dict[str, Any], recipe: str) -> str:
