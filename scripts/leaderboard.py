@@ -112,7 +112,7 @@ def table(family: str) -> str:
             evaluations = {recipe: tuple(map(Evaluation.from_json, found)) for recipe, found in record["greedy"].items()}
             greedy = Comparison(evaluations=evaluations, baselines={})
             scores[-1] = points(greedy.difference(ours.recipe, other.recipe, metric), "+")
-            notes.insert(0, besides(comparison, greedy, metric))
+            notes.insert(0, besides(comparison, greedy, ours.recipe, metric))
         steps = f"{env_steps(record, ours.recipe)} / {env_steps(record, other.recipe)}"
         lines.append([method.name, method.paper, evaluation.env, other.recipe, size, *scores, steps, f"{made['date']}, {made['machine']}"])
         wholes.append("\n\n".join([f"## {method.title}", comparison.markdown().strip(), *filter(None, notes)]) + "\n")
@@ -125,15 +125,16 @@ def table(family: str) -> str:
     return "\n\n".join([about, *([GREEDY] if tried else []), rows_of, "\n".join(wholes)])
 
 
-def besides(comparison: Comparison, greedy: Comparison, metric: str) -> str:
-    """Of each recipe, as Markdown: success at temperature 0, and how many tokens the agent samples in an episode at temperature 1; where
-    something else is compared than success, that too, at both temperatures."""
+def besides(comparison: Comparison, greedy: Comparison, claim: str, metric: str) -> str:
+    """Of each recipe, as Markdown: success at temperature 0; how many tokens the agent samples in an episode at temperature 1; where
+    something else is compared than success, that too, at both temperatures; and by how much the claimed one is better in that."""
     other = [] if metric == "success" else [metric, f"{metric}, greedy"]
-    head = ["recipe", "greedy [95%]", "tokens an episode", *other]
+    head = ["recipe", "greedy [95%]", "tokens an episode", *other, f"{claim} is better by"]
     lines = [head, ["---"] * len(head)]
     for recipe, found in comparison.evaluations.items():
         tokens = sum(e.cost.sampled_tokens for e in found) / sum(e.n_episodes for e in found)
         more = [points(c.score(recipe, metric)) for c in (comparison, greedy)] if other else []
+        more.append(points(comparison.difference(claim, recipe, metric), "+") if recipe != claim else "")
         lines.append([recipe, points(greedy.score(recipe)), f"{tokens:.1f}", *more])
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
