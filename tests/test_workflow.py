@@ -5,14 +5,15 @@ from dataclasses import dataclass
 
 import pytest
 
-from whet import Agent, Env, tool
+from helpers import tiny_policy
+from whet import Agent, Env, evaluate, tool
 from whet.envs.base import EnvFactory
 from whet.errors import CheckpointError, ConfigError, PolicyError
 from whet.policies import load_policy
 from whet.policies.base import Policy, Sampling
 from whet.policies.scripted import ScriptedPolicy
 from whet.policies.workflow import Desk, Workflow, load_workflow
-from whet.rollout import Prefix, ask, rollout
+from whet.rollout import Limits, Prefix, ask, rollout
 from whet.types import ToolCall, Turn
 
 
@@ -115,7 +116,15 @@ def test_a_workflow_asks_its_parts_in_its_own_words():
     assert len(heard) == 6
     # what the parts were told is not part of the episode
     assert [t.role for t in episodes[0].turns] == ["system", "user", "assistant", "tool"]
-    assert episodes[0].tags["actor"] == "workflow"
+    assert episodes[0].tags["actor"] == "mixed"
+
+
+def test_a_workflow_is_scripted_where_a_part_is() -> None:
+    model, script = tiny_policy(), ScriptedPolicy(say_last)
+    assert PlanAct(model, model).actor == PlanAct(model, PlanAct(model, model)).actor == "workflow"
+    assert PlanAct(model, script).actor == PlanAct(model, PlanAct(script, model)).actor == "mixed"
+    for flow, labelled in ((PlanAct(model, model), False), (PlanAct(model, script), True)):
+        assert evaluate(Agent(flow), ENV, TASKS[:1], limits=Limits(max_error_rate=1.0)).scripted is labelled
 
 
 def test_a_workflow_counts_what_its_parts_cost_and_frees_their_caches():

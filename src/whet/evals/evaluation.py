@@ -39,7 +39,7 @@ class Evaluation:
     policy: str
     """Version of the policy that acted."""
     actor: str = "self"
-    """Who acted: `self` is a model; `script`, `expert`, `random` and `mixed` are code."""
+    """Who acted: `self` is a model and `workflow` several; `script`, `expert` and `random` are code, and `mixed` is so in part."""
     seed: int = 0
     repeats: int = 1
     tasks: tuple[str, ...]
@@ -55,8 +55,8 @@ class Evaluation:
 
     @property
     def scripted(self) -> bool:
-        """Whether code acted rather than a model; tables say so."""
-        return self.actor != "self"
+        """Whether code acted, alone or beside a model; tables say so."""
+        return self.actor not in ("self", "workflow")
 
     @property
     def n_errors(self) -> int:

@@ -93,7 +93,11 @@ class Desk:
 class Workflow:
     """A policy made of policies. Subclass it as a frozen dataclass and give it `act`."""
 
-    actor = "workflow"
+    @property
+    def actor(self) -> str:
+        """`workflow` where models act; `mixed` where a part is code, which tables then say."""
+        models = all(getattr(part, "actor", "self") in ("self", "workflow") for part in self.parts.values())
+        return "workflow" if models else "mixed"
 
     async def act(self, desk: Desk) -> Turn:
         """The next assistant turn, as text."""
