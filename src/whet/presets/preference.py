@@ -126,12 +126,13 @@ TALKING: dict[str, Any] = {
     "recipe": "optima",
     "recipes": (VANILLA, "optima:tokens_weight=0:reading_weight=0"),
     "baseline": VANILLA,
-    "note": (
-        "SFT and ETO read all documents, each of the two agents half of them. "
-        "Of the paper's two gains the smaller number of tokens is seen, and success is not: it is not told apart from that of what OPTIMA "
-        "begins with, nor does a reward for the task alone raise it."
-    ),
 }
+READING = "SFT and ETO read all documents, each of the two agents half of them. "
+TALKING_LESS = READING + (
+    "Of the paper's two gains the smaller number of tokens is seen, and success is not: it is not told apart from that of what OPTIMA "
+    "begins with, nor does a reward for the task alone raise it."
+)
+TALKING_BETTER = READING + "Both of the paper's gains over what OPTIMA begins with are seen: more success, with fewer tokens."
 AMOR = {"epochs": 10, "lr": 1e-3, "batch_size": 8, "rounds": 2, "adapt_epochs": 2, "adapt_lr": 3e-4}
 FEEDBACK: dict[str, Any] = {
     "recipe": "amor",
@@ -203,8 +204,8 @@ LEADERBOARD: dict[str, dict[str, Any]] = {
     "agent_evol@babyai": beside("babyai", "agent_evol", {**EVOLVE, "iterations": 4, "samples": 2}, recipe="agent_evol"),
     # Seen on 150 dev tasks, seed 0: 0.347 at 13.7 tokens an episode, against 0.273 at 40.0 of what it begins with; without tokens and
     # readability in the reward 0.333 at 35.2 after 3 iterations.
-    "optima@halves": beside("halves", "optima", OPTIMA, **TALKING),
-    "optima@one_hop": beside("one_hop", "optima", OPTIMA, **TALKING),
+    "optima@halves": beside("halves", "optima", OPTIMA, **TALKING, note=TALKING_LESS),
+    "optima@one_hop": beside("one_hop", "optima", OPTIMA, **TALKING, note=TALKING_BETTER),
     # Seen on dev tasks, seed 0: 0.430 [0.336, 0.530] (n=100) against 0.173 [0.121, 0.243] (n=150) of the warm-up alone, and 0.180 [0.116,
     # 0.268] (n=100) of sft, which reads all twelve documents. Annotation and feedback are by scripts, which know the pages.
     "amor@documents": beside("documents", "amor", AMOR, **FEEDBACK),
