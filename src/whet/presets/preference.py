@@ -166,7 +166,6 @@ RESCORED: dict[str, Any] = {
         "nothing here that the policy does not, least of all about names that no training task had."
     ),
 }
-THROUGH = " Credit through all contexts of a session pays less here than credit within each (`session=false`), with more sessions at par."
 AGILE = {
     "imitation": 8,
     "imitation_lr": 1e-3,
@@ -177,15 +176,15 @@ AGILE = {
     "ppo.lam": 1.0,
     "ppo.clip_value": 10.0,
 }
-SESSIONS: dict[str, Any] = {
-    "recipe": "agile",
-    "recipes": ("agile:session=false",),
-    "metric": "reward",
-    "note": (
-        "Compared is what a session's questions pay on average, which is what PPO is for; a session succeeds if that is no less than par, "
-        "and such sessions do not become more. ETO has no row: sessions are several contexts, which it does not contrast."
-    ),
-}
+SESSIONS: dict[str, Any] = {"recipe": "agile", "recipes": ("agile:session=false",), "metric": "reward"}
+PAID = (
+    "Compared is what a session's questions pay on average, which is what PPO is for; a session succeeds if that is no less than par. "
+    "ETO has no row: sessions are several contexts, which it does not contrast."
+)
+PAID_AT_DESK = PAID + (
+    " Sessions pay more and do not succeed more often. Credit through all contexts of a session pays less here than credit within each "
+    "(`session=false`), with more sessions at par."
+)
 
 LEADERBOARD: dict[str, dict[str, Any]] = {
     # Seen on 200 dev tasks of Search (seed 0, and seed 1 where there are two figures): sft 0.470 [0.401, 0.540] and 0.460, eto 0.800
@@ -237,7 +236,7 @@ LEADERBOARD: dict[str, dict[str, Any]] = {
     "grpo@babyai": beside("babyai", "grpo", {**GRPO, "lr": 2e-4}, note=TWO_STAGES),
     # Seen on 128 dev tasks, seed 0: reward 0.677 [0.640, 0.714], success 0.188 [0.129, 0.265], of sft 0.601 [0.555, 0.647] and 0.203
     # [0.142, 0.282]. With the critic's head on the backbone and lr=3e-4 sessions paid less from update to update.
-    "agile@desk": beside("desk", "agile", AGILE, **{**SESSIONS, "note": SESSIONS["note"] + THROUGH}),
-    "agile@short_desk": beside("short_desk", "agile", AGILE, **SESSIONS),
+    "agile@desk": beside("desk", "agile", AGILE, **SESSIONS, note=PAID_AT_DESK),
+    "agile@short_desk": beside("short_desk", "agile", AGILE, **SESSIONS, note=PAID),
 }
 """METHOD@PLACE -> the same as in `whet.presets.finetuning`."""
