@@ -62,7 +62,7 @@ def greedily(out: Path, recipe: str, entry: dict[str, Any], sampled: list[dict[s
         place = out / f"seed{number}" / recipe_directory(recipe)
         if not (place / "greedy.json").exists():
             tasks = env.tasks("test", sizes["test_tasks"], sizes["test_start"])
-            after = evaluate(load_agent(str(place), 0.0), env, tasks, seed=before.seed, name="greedy")
+            after = evaluate(load_agent("base" if recipe == "base" else str(place), 0.0), env, tasks, seed=before.seed, name="greedy")
             (place / "greedy.json").write_text(json.dumps(after.to_json()))
         found.append(json.loads((place / "greedy.json").read_text()))
     return found
@@ -113,9 +113,10 @@ def table(family: str) -> str:
             greedy = Comparison(evaluations=evaluations, baselines={})
             scores[-1] = points(greedy.difference(ours.recipe, other.recipe, metric), "+")
             notes.insert(0, besides(comparison, greedy, ours.recipe, metric))
+        heading = ", on ".join([method.title, *path.stem.split("@")[1:]])
         steps = f"{env_steps(record, ours.recipe)} / {env_steps(record, other.recipe)}"
         lines.append([method.name, method.paper, evaluation.env, other.recipe, size, *scores, steps, f"{made['date']}, {made['machine']}"])
-        wholes.append("\n\n".join([f"## {method.title}", comparison.markdown().strip(), *filter(None, notes)]) + "\n")
+        wholes.append("\n\n".join([f"## {heading}", comparison.markdown().strip(), *filter(None, notes)]) + "\n")
     rows_of = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
     about = (
         f"Made by `make leaderboard FAMILY={family}`. Success on held-out test tasks, sampled at temperature 1; intervals are clustered\n"
