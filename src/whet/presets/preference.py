@@ -88,11 +88,11 @@ TRAINED_ITSELF = (
 )
 RE_REST = {"epochs": 2, "lr": 5e-4, "batch_size": 8}
 REFLECTED = (
-    "Held against the same self-training without a reflector, with as many environment steps. The embedded model makes a poor reflector: "
-    "on Search, seed 0, it did right 6, 12 and 18% of what had gone wrong when it was shown the wrong attempt, and 12, 12 and 22% once "
-    "it was trained to, while 53, 72 and 83% of the agent's own attempts were right. More of these are the better use of the steps here."
+    "Held against the same self-training without a reflector, with as many environment steps. The embedded model makes a poor reflector. "
+    "Of what had gone wrong it did right, in the iterations of three seeds, 5 to 18% on Search and 8 to 21% on BabyAI when it was shown "
+    "the wrong attempt, and 9 to 22% on either once it had learned from those, while of the agent's own attempts 50 to 83% and 68 to 75% "
+    "were right (`corrected_before`, `corrected` and `success` in the runs' logs). More of these are the better use of the steps."
 )
-UNCOUNTED = " On BabyAI this was not counted: neither agent is told apart from the other there, and the reflector's not from its clone."
 GRPO = {"steps": 24, "tasks_per_step": 16, "group_size": 8, "kl": 0.0}
 ALIKE = (
     "Its paper beats ETO too, which on BabyAI is not shown: ETO, DMPO, IPR, ReFT and GRPO end within three points there, by pairs "
@@ -131,7 +131,9 @@ TALKING: dict[str, Any] = {
 READING = "SFT and ETO read all documents, each of the two agents half of them. "
 TALKING_LESS = READING + (
     "Of the paper's two gains the smaller number of tokens is seen, and success is not: it is not told apart from that of what OPTIMA "
-    "begins with, nor does a reward for the task alone raise it."
+    "begins with, nor does a reward for the task alone raise it. On the tasks that it practises on, which it has been shown, success is 54 "
+    "to 64% in the second iteration and 59 to 63% in the last (3 seeds, in the runs' logs): what is selected was known before, and is said "
+    "in fewer words."
 )
 TALKING_BETTER = READING + "Both of the paper's gains over what OPTIMA begins with are seen: more success, with fewer tokens."
 AMOR = {"epochs": 10, "lr": 1e-3, "batch_size": 8, "rounds": 2, "adapt_epochs": 2, "adapt_lr": 3e-4}
@@ -236,7 +238,7 @@ LEADERBOARD: dict[str, dict[str, Any]] = {
         "re_rest",
         {**RE_REST, "iterations": 4, "samples": 1},
         baseline="sft+re_rest:reflect=false:samples=2",
-        note=REFLECTED + UNCOUNTED,
+        note=REFLECTED,
     ),
     "grpo@search": beside("search", "grpo", {**GRPO, "lr": 5e-4}, note=TWO_STAGES),
     "grpo@babyai": beside("babyai", "grpo", {**GRPO, "lr": 2e-4}, note=TWO_STAGES),
