@@ -222,7 +222,7 @@ LEADERBOARD: dict[str, dict[str, Any]] = {
     "retrospex@search": beside("search", "retrospex", RETROSPEX, **RESCORED),
     # Seen on 200 dev tasks after two epochs (1,800 steps), 1 seed: 0.860 [0.805, 0.902] against 0.470 [0.401, 0.540] of the clone.
     "reft@search": {
-        **beside("search", "reft", {**REFT, "lr": 3e-4}, recipes=(OFFLINE, ONLINE), note=TRAINED_ITSELF),
+        **beside("search", "reft", {**REFT, "lr": 3e-4, "ppo.kl": 0.05}, recipes=(OFFLINE, ONLINE), note=TRAINED_ITSELF),
         "agent_evol": EVOLVE,
     },
     "reft@babyai": {
