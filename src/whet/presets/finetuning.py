@@ -49,7 +49,7 @@ LEADERBOARD: dict[str, dict[str, Any]] = {
         "note": (
             "The paper's gain over one way of prompting does not appear. A chain of thought that succeeds without a call shows a "
             "million parameters an answer that they cannot know, and they take to guessing where they should look; the paper's "
-            "models know much of what they are asked."
+            "models know much of what they are asked. Greedily the two are not told apart."
         ),
     },
     "nat": {
@@ -151,7 +151,7 @@ LEADERBOARD: dict[str, dict[str, Any]] = {
         "note": (
             "A small gain, which two seeds on dev tasks had not shown (0.525 and 0.450 against 0.450 and 0.495). The attacker gets "
             "better (the perplexity of the right answer rises from one round to the next), but the generator learns little about whom "
-            "to believe that holds for people it has not seen; harder rounds make it worse."
+            "to believe that holds for people it has not seen; harder rounds make it worse. Greedily the two are not told apart."
         ),
     },
     # Seen on 200 dev tasks, 1 seed: 0.510 [0.441, 0.579], without corrections 0.350 [0.287, 0.419], rejection sampling 0.920
@@ -167,7 +167,8 @@ LEADERBOARD: dict[str, dict[str, Any]] = {
         "note": (
             "The paper's lead over self-training on successes alone does not appear. Half of the episodes are attempts to do better what "
             "was done before, of which a million parameters make little, so that the pool holds fewer right answers. To learn "
-            "from corrections, the other half of the paper's idea, does help: the row without them is lower."
+            "from corrections, the other half of the paper's idea, does help: the row without them is lower. Greedily it is not told apart "
+            "from self-training on successes."
         ),
     },
     # Seen on 200 dev tasks, 1 seed: 0.990 [0.964, 0.997] against 0.590 [0.520, 0.656] of the clone that it goes on from, by 776 episodes.
@@ -189,6 +190,7 @@ LEADERBOARD: dict[str, dict[str, Any]] = {
             "lr": 5e-4,
             "max_tokens": 48,
         },
+        "note": "What is gained is reliability: greedily the clone does as well.",
     },
     # Seen on 150 dev tasks, seeds 0 and 1: 0.380 [0.305, 0.461] and 0.400 [0.324, 0.481] against 0.093 [0.056, 0.151] and 0.213 [0.155,
     # 0.287] of a model for each role, and 0.113 [0.072, 0.175] (seed 0) of sft, which reads all twelve documents.

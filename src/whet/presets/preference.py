@@ -191,7 +191,9 @@ PAID = (
 )
 PAID_AT_DESK = PAID + (
     " Sessions pay more and do not succeed more often. Credit through all contexts of a session pays less here than credit within each "
-    "(`session=false`), with more sessions at par."
+    "(`session=false`), with more sessions at par. What is learned is to ask: in a session of 64 dev ones the clone asks 1.8 to 2.1 times, "
+    "the agent with session-wide credit 2.2 to 2.8 times and the other one 3.0 times (3 seeds), where two suffice for what is remembered. "
+    "Advice surely pays 0.7, and an answer from a note only if the note is there and is read right."
 )
 
 LEADERBOARD: dict[str, dict[str, Any]] = {
