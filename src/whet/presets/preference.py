@@ -195,6 +195,11 @@ PAID_AT_DESK = PAID + (
     "the agent with session-wide credit 2.2 to 2.8 times and the other one 3.0 times (3 seeds), where two suffice for what is remembered. "
     "Advice surely pays 0.7, and an answer from a note only if the note is there and is read right."
 )
+PAID_AT_SHORT_DESK = PAID + (
+    " Sessions pay more and more of them are at par; credit through all contexts of a session again pays less than credit within each "
+    "(`session=false`). In a session of 64 dev ones the clone asks 1.0 times and the agent 1.0 to 1.2 times (3 seeds); calls whose name "
+    "cannot be read become fewer, from 1.4 to 2.1 in a session to 0.1 to 1.3."
+)
 
 LEADERBOARD: dict[str, dict[str, Any]] = {
     # Seen on 200 dev tasks of Search (seed 0, and seed 1 where there are two figures): sft 0.470 [0.401, 0.540] and 0.460, eto 0.800
@@ -247,6 +252,6 @@ LEADERBOARD: dict[str, dict[str, Any]] = {
     # Seen on 128 dev tasks, seed 0: reward 0.677 [0.640, 0.714], success 0.188 [0.129, 0.265], of sft 0.601 [0.555, 0.647] and 0.203
     # [0.142, 0.282]. With the critic's head on the backbone and lr=3e-4 sessions paid less from update to update.
     "agile@desk": beside("desk", "agile", AGILE, **SESSIONS, note=PAID_AT_DESK),
-    "agile@short_desk": beside("short_desk", "agile", AGILE, **SESSIONS, note=PAID),
+    "agile@short_desk": beside("short_desk", "agile", AGILE, **SESSIONS, note=PAID_AT_SHORT_DESK),
 }
 """METHOD@PLACE -> the same as in `whet.presets.finetuning`."""
