@@ -18,7 +18,9 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from whet import load_env, methods, presets
@@ -90,7 +92,7 @@ def table(family: str) -> str:
     tried = any("greedy" in record for record in records.values())
     head = ["method", "paper", "environment", "held against", "tasks, seeds", "success [95%]", "the other's", "difference"]
     head += [*(["against ETO"] if eto else []), *(["greedy difference"] if tried else []), "steps", "made"]
-    lines, wholes = [head, ["---"] * len(head)], []
+    lines, wholes, halves = [head, ["---"] * len(head)], [], defaultdict[int, list[float]](list)
     for path, record in records.items():
         comparison, method = Comparison.load(path), methods.get(presets.shown(path.stem))
         entry, made = presets.FAMILIES[family].get(path.stem, {}), record["made"]
@@ -101,7 +103,9 @@ def table(family: str) -> str:
         evaluation = next(iter(comparison.evaluations.values()))[0]
         size = f"{ours.success.n}, {len(ours.seeds)}"
         scores = [points(getattr(row, metric)) for row in (ours, other)]
-        scores.append(points(comparison.difference(ours.recipe, other.recipe, metric), "+"))
+        difference = comparison.difference(ours.recipe, other.recipe, metric)
+        scores.append(points(difference, "+"))
+        halves[difference.n].append(50 * (difference.high - difference.low))
         scores[0] += "" if metric == "success" else f" {metric}"
         notes = [entry.get("note", "")]
         if eto:
@@ -121,7 +125,8 @@ def table(family: str) -> str:
     about = (
         f"Made by `make leaderboard FAMILY={family}`. Success on held-out test tasks, sampled at temperature 1; intervals are clustered\n"
         "by task, differences paired by task and seed. Steps are the environment's, replayed ones included, ours / the other's.\n"
-        "Who speaks by a script is named under each comparison."
+        "Who speaks by a script is named under each comparison.\n"
+        f"Half the interval of a difference is {', '.join(sharpness(n, found) for n, found in sorted(halves.items()))}."
     )
     return "\n\n".join([about, *([GREEDY] if tried else []), rows_of, "\n".join(wholes)])
 
@@ -143,6 +148,11 @@ def besides(comparison: Comparison, greedy: Comparison, claim: str, metric: str)
 def env_steps(record: dict[str, Any], recipe: str) -> str:
     """Environment steps that making one agent took, mean over seeds."""
     return f"{record['costs'].get(recipe, {}).get('env_steps', 0):,}"
+
+
+def sharpness(n: int, halves: list[float]) -> str:
+    """What so many tasks can tell apart."""
+    return f"{median(halves):.1f} points with {n} tasks ({min(halves):.1f} to {max(halves):.1f}, median of {len(halves)})"
 
 
 def points(value: Any, sign: str = "") -> str:
