@@ -26,6 +26,16 @@ def test_a_table_is_that_of_its_committed_result(name):
     assert (ROOT / "results" / f"{name}.md").read_text().strip().endswith(table)
 
 
+def test_figures_on_the_page_about_comparing_are_those_of_the_leaderboards():
+    page = (ROOT / "docs" / "comparing.md").read_text()
+    tables = "".join((ROOT / "results" / f"{family}.md").read_text() for family in ("finetuning", "preference"))
+    intervals = re.findall(r"[+-]\d+\.\d \[[^]]+\]", page)
+    assert intervals
+    assert [each for each in intervals if each not in tables] == []
+    assert tables.count("4.0 points with 256 tasks") == 2
+    assert "2.2 points with 512 tasks" in tables
+
+
 def test_the_tree_names_every_room():
     rooms = {line.split()[0].rstrip("/") for line in block("text", "types.py      Task").splitlines()[1:]}
     there = {p.name for p in (ROOT / "src" / "whet").iterdir() if p.is_dir() and (p / "__init__.py").exists()}
