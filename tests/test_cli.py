@@ -36,9 +36,11 @@ class Config:
     """How often to practise."""
     gain: float = 0.2
     sleep: float = 0.0
+    lr: float = 1e-6
 
 class Skill:
     actor = "self"
+    n_parameters = int(os.environ.get("TOY_PARAMETERS", 10**9))
     def __init__(self, p):
         self.p, self.version = p, f"skill-{p:.2f}"
     def observe(self, turns, new, tools):
@@ -115,7 +117,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (hook / "whet_toys.py").write_text(_TOYS)
     (hook / "sitecustomize.py").write_text("import whet_toys\nwhet_toys.install()\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(hook))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(hook), *filter(None, [os.environ.get("PYTHONPATH")])]))
     spec = importlib.util.spec_from_file_location("whet_toys", hook / "whet_toys.py")
     assert spec is not None
     assert spec.loader is not None
@@ -254,7 +256,7 @@ def test_run_improves_evaluates_and_writes_everything(place: Path, capsys: pytes
     assert "report.html" in out
     run = Run.open("runs/coin-sft-seed5")
     assert run.status == "done"
-    assert run.config["cfg"] == {"steps": 3, "gain": 0.25, "sleep": 0.0}
+    assert run.config["cfg"] == {"steps": 3, "gain": 0.25, "sleep": 0.0, "lr": 1e-6}
     found = {name: Evaluation.from_json(record) for name, record in run.evaluations().items()}
     assert found["before"].success.mean < 0.4 < found["final"].success.mean
     assert found["final"].split == "test"
@@ -366,10 +368,31 @@ def test_other_test_tasks_for_every_recipe(place: Path) -> None:
 def test_variants_of_a_method_stand_side_by_side(place: Path) -> None:
     argv = [*COMPARE, "--recipes", "sft:steps=1,sft:steps=2+grpo:steps=1", "--seeds", "1", "sft.gain=0.2", "--baseline", "sft:steps=1"]
     assert main(argv) == 0
-    assert Run.open("c/seed0/sft:steps=1").config["cfg"] == {"steps": 1, "gain": 0.2, "sleep": 0.0}
-    assert Run.open("c/seed0/sft:steps=2").config["cfg"] == {"steps": 2, "gain": 0.2, "sleep": 0.0}
+    assert Run.open("c/seed0/sft:steps=1").config["cfg"] == {"steps": 1, "gain": 0.2, "sleep": 0.0, "lr": 1e-6}
+    assert Run.open("c/seed0/sft:steps=2").config["cfg"] == {"steps": 2, "gain": 0.2, "sleep": 0.0, "lr": 1e-6}
     assert Run.open("c/seed0/sft:steps=2+grpo:steps=1").config["model"] == "c/seed0/sft:steps=2"
     assert dict(Comparison.load("c/comparison.json").baselines) == {"sft:steps=2+grpo:steps=1": "sft:steps=1"}
+
+
+@pytest.mark.slow
+def test_options_that_nobody_chose_for_a_small_model_are_named_under_the_table(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TOY_PARAMETERS", "1000000")
+    monkeypatch.setattr("whet_toys.Skill.n_parameters", 1_000_000)
+    common = (*COIN, "--model", "weak", "--train-tasks", "4", "--dev-tasks", "1", "--test-tasks", "4")
+    assert main(["compare", *common, "--recipes", "sft,grpo:gain=0.1", "--seeds", "1", "--out", "c"]) == 0
+    [note] = [text for text in Comparison.load("c/comparison.json").notes if "billions" in text]
+    assert "on a model of 1.0 million: sft. " in note
+    capsys.readouterr()
+    assert main(["run", "sft", "gain=0.1", *common, "--out", "r"]) == 0
+    assert "billions" not in capsys.readouterr().out
+    assert main(["run", "sft", *common, "--out", "s"]) == 0
+    shown = capsys.readouterr()
+    assert "note: With the paper's options" in shown.err
+    assert "billions" in shown.out
+    assert main(["run", "sft", *common, "--out", "s", "--resume"]) == 0
+    assert len(list(Run.open(Path("s")).events("untuned"))) == 1
 
 
 def test_compare_refuses_wrong_names_before_it_begins(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

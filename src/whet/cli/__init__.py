@@ -71,8 +71,8 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "for example: whet run sft --env search:hops=1 --model base",
-            "             whet compare --env search:hops=1-3 --model base --recipes base,sft,sft+grpo --seeds 3 --out runs/first",
+            "for example: whet run sft --env search:hops=1 --model base --preset small",
+            "             whet compare --env search:hops=1-3 --model base --preset small --recipes base,sft,sft+grpo --out runs/first",
         ]
     )
 

@@ -27,6 +27,8 @@ SIZES = {"train_tasks": 256, "dev_tasks": 64, "test_tasks": 256, "test_start": 0
 """Defaults of what a preset may set besides a method's config, with `LIMITS` and `temperature`."""
 LIMITS = ("budget", "env_steps")
 """How much a stage may practise: in episodes, in environment steps."""
+SMALL = 100_000_000
+"""Parameters of a model below which learning rates that papers give are far too low."""
 _SIZES_HELP = {"test_start": "number of the first test task: move on to tasks whose results nobody has seen while choosing settings "}
 
 
@@ -248,6 +250,29 @@ def script_note(runs: Mapping[str, Run]) -> list[str]:
                 played.setdefault(f"{role} by {policy}", {})[recipe] = None
     texts = [f"{role} ({', '.join(recipes)})" for role, recipes in played.items()]
     return [f"Played by scripts, not by models: {'; '.join(texts)}."] if texts else []
+
+
+def note_untuned(run: Run, agent: Agent[Any], method: Method, chosen: Mapping[str, Any]) -> str:
+    """What to say where a small model is trained with options that nobody chose; the run's event `untuned` keeps it for under a table."""
+    size = getattr(agent.policy, "n_parameters", SMALL)
+    if chosen or size >= SMALL or not any(f.name.endswith("lr") for f in dataclasses.fields(method.config)):
+        return ""
+    if not any(run.events("untuned")):
+        run.event("untuned", parameters=size)
+    return _untuned([method.name], size)
+
+
+def untuned_note(runs: Mapping[str, Run]) -> list[str]:
+    """Which of these recipes' last methods ran untuned (`note_untuned`); for under a table."""
+    found = {recipe: event["parameters"] for recipe, run in runs.items() for event in run.events("untuned")}
+    return [_untuned(list(found), max(found.values()))] if found else []
+
+
+def _untuned(recipes: list[str], size: int) -> str:
+    return (
+        f"With the paper's options, which are for billions of parameters, on a model of {size / 1e6:.1f} million: {', '.join(recipes)}. "
+        "That says nothing about the method; choose options on dev tasks, or take a preset that has some, such as small."
+    )
 
 
 def print_table(comparison: Comparison) -> None:

@@ -28,6 +28,7 @@ from whet.cli.common import (
     preset,
     print_table,
     script_note,
+    untuned_note,
 )
 from whet.cli.jobs import Job, run_all
 from whet.cli.status import Status
@@ -230,7 +231,8 @@ def _comparison(args: argparse.Namespace, recipes: list[str], jobs: list[Job]) -
     if len(seeds) < args.seeds:
         notes.append(f"only the seeds {', '.join(map(str, seeds))} are shown: the others were not finished for all recipes")
     notes += _expert_note({recipe: done[recipe, seeds[0]] for recipe in shown})
-    notes += script_note({recipe: Run.open(done[recipe, seeds[0]].directory) for recipe in shown})
+    runs = {recipe: Run.open(done[recipe, seeds[0]].directory) for recipe in shown}
+    notes += script_note(runs) + untuned_note(runs)
     found = {r: [Evaluation.from_json(Run.open(done[r, seed].directory).evaluations()["final"]) for seed in seeds] for r in shown}
     costs = {recipe: _cost(recipe, seeds, done) for recipe in shown if recipe != BASE}
     baselines: Any = args.baseline if args.baseline in shown else {r: b for r in shown if (b := _parent(r, shown)) is not None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,13 @@ from whet.cli.common import (
     general,
     load_agent,
     make_data,
+    note_untuned,
     positive,
     preset,
     print_table,
     save_agent,
     script_note,
+    untuned_note,
 )
 from whet.config import configure, parse_overrides, to_json
 
@@ -81,6 +84,8 @@ def main(args: argparse.Namespace) -> None:
         from whet.evals import evaluate
         from whet.report import write_report
 
+        if (note := note_untuned(run, agent, method, overrides | parse_overrides(args.overrides))) and not args.quiet:
+            print(f"note: {note}", file=sys.stderr)
         test, data = env.tasks("test", sizes["test_tasks"], sizes["test_start"]), make_data(env, method, sizes, run, conversations)
         if not args.no_baseline:
             evaluate(agent, env, test, seed=run.seed("evaluation"), run=run, name="before")
@@ -98,9 +103,8 @@ def _print_result(out: Path, env: EnvFactory, run: Run, page: Path) -> None:
     method = str(run.config["method"])
     names = {"before": "before", "final": method}
     shown = {names[name]: found[name] for name in ("before", "final") if name in found}
-    table = compare(
-        shown, "before" if "before" in shown else {}, costs={names["final"]: run.cost}, notes=script_note({names["final"]: run})
-    )
+    notes = script_note({names["final"]: run}) + untuned_note({names["final"]: run})
+    table = compare(shown, "before" if "before" in shown else {}, costs={names["final"]: run.cost}, notes=notes)
     print_table(table)
     print(f"run: {out}\nreport: {page}")
 

@@ -59,8 +59,11 @@ class LocalPolicy:
             object.__setattr__(self, "version", fingerprint(self.weights))
 
     def __repr__(self) -> str:
-        size = sum(w.numel() for w in self.weights.values())
-        return f"LocalPolicy({self.config.model_type}, {size:,} parameters, version={self.version!r})"
+        return f"LocalPolicy({self.config.model_type}, {self.n_parameters:,} parameters, version={self.version!r})"
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(w.numel() for w in self.weights.values())
 
     @classmethod
     def load(cls, path_or_hub_id: str | Path, *, dtype: str | torch.dtype = "float32", device: str | torch.device = "cpu") -> LocalPolicy:
