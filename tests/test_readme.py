@@ -29,7 +29,7 @@ def test_a_table_is_that_of_its_committed_result(name):
 def test_figures_on_the_page_about_comparing_are_those_of_the_leaderboards():
     page = (ROOT / "docs" / "comparing.md").read_text()
     tables = "".join((ROOT / "results" / f"{family}.md").read_text() for family in ("finetuning", "preference"))
-    intervals = re.findall(r"[+-]\d+\.\d \[[^]]+\]", page)
+    intervals = re.findall(r"[+-]?\d+\.\d%? \[[^]]+\]", page)
     assert intervals
     assert [each for each in intervals if each not in tables] == []
     assert tables.count("4.0 points with 256 tasks") == 2
