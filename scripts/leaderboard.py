@@ -25,10 +25,13 @@ from typing import Any
 
 from whet import load_env, methods, presets
 from whet.cli.common import load_agent
+from whet.cli.compare import BASE
 from whet.evals import Comparison, Evaluation, evaluate
 from whet.runs.files import recipe_directory
 
 ROOT = Path(__file__).parents[1]
+MODEL = "base"
+"""What all of them begin with, and what the recipe `BASE` shows as it is."""
 ETO = "sft+eto"
 """What is held against this besides the baseline of its paper, where it stands in the comparison."""
 GREEDY = (
@@ -43,7 +46,7 @@ def run(family: str, name: str, entry: dict[str, Any], seeds: int, workers: int)
     for other, its in presets.FAMILIES[family].items():
         if other != name:
             take_over(out.parent / other, out, [r for r in entry["recipes"] if r in its["recipes"] and same(r, entry, its)], seeds)
-    command = [sys.executable, "-m", "whet.cli", "compare", "--env", entry["env"], "--model", "base"]
+    command = [sys.executable, "-m", "whet.cli", "compare", "--env", entry["env"], "--model", MODEL]
     command += ["--preset", f"{family}/{name}", "--recipes", ",".join(entry["recipes"]), "--baseline", entry["baseline"]]
     command += ["--seeds", str(seeds), "--workers", str(workers), "--out", str(out)]
     if subprocess.run(command).returncode:
@@ -64,7 +67,7 @@ def greedily(out: Path, recipe: str, entry: dict[str, Any], sampled: list[dict[s
         place = out / f"seed{number}" / recipe_directory(recipe)
         if not (place / "greedy.json").exists():
             tasks = env.tasks("test", sizes["test_tasks"], sizes["test_start"])
-            after = evaluate(load_agent("base" if recipe == "base" else str(place), 0.0), env, tasks, seed=before.seed, name="greedy")
+            after = evaluate(load_agent(MODEL if recipe == BASE else str(place), 0.0), env, tasks, seed=before.seed, name="greedy")
             (place / "greedy.json").write_text(json.dumps(after.to_json()))
         found.append(json.loads((place / "greedy.json").read_text()))
     return found

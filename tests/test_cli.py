@@ -381,15 +381,15 @@ def test_options_that_nobody_chose_for_a_small_model_are_named_under_the_table(
     monkeypatch.setenv("TOY_PARAMETERS", "1000000")
     monkeypatch.setattr("whet_toys.Skill.n_parameters", 1_000_000)
     common = (*COIN, "--model", "weak", "--train-tasks", "4", "--dev-tasks", "1", "--test-tasks", "4")
-    assert main(["compare", *common, "--recipes", "sft,grpo:gain=0.1", "--seeds", "1", "--out", "c"]) == 0
+    assert main(["compare", *common, "--recipes", "sft:gain=0.1,grpo:lr=0.1", "--seeds", "1", "--out", "c"]) == 0
     [note] = [text for text in Comparison.load("c/comparison.json").notes if "billions" in text]
-    assert "on a model of 1.0 million: sft. " in note
+    assert "a model of 1.0 million: sft:gain=0.1. " in note
     capsys.readouterr()
-    assert main(["run", "sft", "gain=0.1", *common, "--out", "r"]) == 0
+    assert main(["run", "sft", "lr=0.1", *common, "--out", "r"]) == 0
     assert "billions" not in capsys.readouterr().out
     assert main(["run", "sft", *common, "--out", "s"]) == 0
     shown = capsys.readouterr()
-    assert "note: With the paper's options" in shown.err
+    assert "note: At the paper's learning rate" in shown.err
     assert "billions" in shown.out
     assert main(["run", "sft", *common, "--out", "s", "--resume"]) == 0
     assert len(list(Run.open(Path("s")).events("untuned"))) == 1

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from whet.config import options
 from whet.errors import CheckpointError, ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -252,10 +253,11 @@ def script_note(runs: Mapping[str, Run]) -> list[str]:
     return [f"Played by scripts, not by models: {'; '.join(texts)}."] if texts else []
 
 
-def note_untuned(run: Run, agent: Agent[Any], method: Method, chosen: Mapping[str, Any]) -> str:
-    """What to say where a small model is trained with options that nobody chose; the run's event `untuned` keeps it for under a table."""
+def note_untuned(run: Run, agent: Agent[Any], method: Method, cfg: Any) -> str:
+    """What to say where a small model is trained at a paper's learning rates; the run's event `untuned` keeps it for under a table."""
     size = getattr(agent.policy, "n_parameters", SMALL)
-    if chosen or size >= SMALL or not any(f.name.endswith("lr") for f in dataclasses.fields(method.config)):
+    chosen, papers = ({o.key: o.default for o in options(method.config, defaults=c) if o.key.endswith("lr")} for c in (cfg, None))
+    if size >= SMALL or not method.paper or not papers or chosen != papers:
         return ""
     if not any(run.events("untuned")):
         run.event("untuned", parameters=size)
@@ -263,14 +265,14 @@ def note_untuned(run: Run, agent: Agent[Any], method: Method, chosen: Mapping[st
 
 
 def untuned_note(runs: Mapping[str, Run]) -> list[str]:
-    """Which of these recipes' last methods ran untuned (`note_untuned`); for under a table."""
+    """Of these recipes, those whose last method ran untuned (`note_untuned`); for under a table."""
     found = {recipe: event["parameters"] for recipe, run in runs.items() for event in run.events("untuned")}
     return [_untuned(list(found), max(found.values()))] if found else []
 
 
 def _untuned(recipes: list[str], size: int) -> str:
     return (
-        f"With the paper's options, which are for billions of parameters, on a model of {size / 1e6:.1f} million: {', '.join(recipes)}. "
+        f"At the paper's learning rate, which is for billions of parameters, a model of {size / 1e6:.1f} million: {', '.join(recipes)}. "
         "That says nothing about the method; choose options on dev tasks, or take a preset that has some, such as small."
     )
 

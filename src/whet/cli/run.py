@@ -84,7 +84,7 @@ def main(args: argparse.Namespace) -> None:
         from whet.evals import evaluate
         from whet.report import write_report
 
-        if (note := note_untuned(run, agent, method, overrides | parse_overrides(args.overrides))) and not args.quiet:
+        if (note := note_untuned(run, agent, method, cfg)) and not args.quiet:
             print(f"note: {note}", file=sys.stderr)
         test, data = env.tasks("test", sizes["test_tasks"], sizes["test_start"]), make_data(env, method, sizes, run, conversations)
         if not args.no_baseline:

@@ -14,11 +14,11 @@ from __future__ import annotations
 from typing import Any
 
 from whet.errors import ConfigError, did_you_mean
+from whet.presets import preference
 from whet.presets.finetuning import LEADERBOARD as FINETUNING
-from whet.presets.preference import LEADERBOARD as PREFERENCE
 from whet.presets.quick import QUICK, SIZES
 
-FAMILIES = {"finetuning": FINETUNING, "preference": PREFERENCE}
+FAMILIES = {"finetuning": FINETUNING, "preference": preference.LEADERBOARD}
 """The leaderboards: family -> method -> what is compared, at which settings. A comparison's preset is FAMILY/METHOD.
 
 A method that is compared in several environments has an entry METHOD@PLACE for each of them."""
@@ -37,19 +37,14 @@ PRESETS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
         # Seen on 128 dev tasks of Search and of the workshop (depth=1), seed 0. Of sft 0.812 and 0.820; after it, dmpo 0.852 and 0.922,
         # ipr 0.898 and 0.867, step_agent 0.906 and 0.891, reft 0.938 (Search), re_rest 0.680 and 0.969 (eto 0.820 and 0.844, grpo 0.906
         # and 0.984). Of base 0.117 and 0.000; after it, agent_evol 0.953 and 0.992, nat 0.711 and 0.641, retrospex 1.000 (Search).
-        "dmpo": {"iterations": 3, "samples": 8, "explore_temperature": 1.0, "beta": 1.0, "lr": 1e-4, "epochs": 1},
-        "ipr": {"iterations": 3, "completions": 4, "samples": 2, "beta": 0.3, "nll": 0.1, "lr": 1e-4, "epochs": 3, "batch_size": 16},
-        "step_agent": {"iterations": 4, "samples": 8, "beta": 1.0, "nll": 0.1, "lr": 1e-4, "batch_size": 16},
-        "reft": {"epochs": 15, "tasks_per_step": 32, "lr": 2e-4, "ppo.value": 0.5},
-        "re_rest": {"iterations": 2, "samples": 4, "epochs": 2, "lr": 5e-4, "batch_size": 8},
-        "agent_evol": {"iterations": 2, "samples": 8, "keep": 4, "explore_temperature": 1.0, "epochs": 4, "lr": 5e-4, "batch_size": 8},
-        "nat": {"teachers": ("expert", "expert@0.2"), "temperatures": (1.0,), "epochs": 8, "lr": 1e-3, "batch_size": 8},
-        "agent_tuning": {"epochs": 4, "lr": 5e-4, "batch_size": 8},
-        "envisions": {"iterations": 4, "samples": 3, "epochs": 4, "lr": 5e-4, "batch_size": 32},
-        "retrospex": {
-            **{"epochs": 4, "lr": 5e-4, "batch_size": 8, "lora": None, "samples": 2, "report": 250},
-            **{f"critic.{key}": value for key, value in {"steps": 500, "batch_size": 32, "lr": 1e-3, "hidden": 64, "longest": 128}.items()},
-        },
+        "dmpo": {**preference.DMPO, "iterations": 3, "samples": 8},
+        "ipr": {**preference.IPR, "iterations": 3, "completions": 4},
+        "step_agent": {**preference.STEP_AGENT, "iterations": 4},
+        "reft": {**preference.REFT, "epochs": 15, "lr": 2e-4},
+        "re_rest": {**preference.RE_REST, "iterations": 2, "samples": 4},
+        "agent_evol": {**preference.EVOLVE, "iterations": 2, "samples": 8},
+        "retrospex": preference.RETROSPEX,
+        **{name: FINETUNING[name][name] for name in ("nat", "agent_tuning", "envisions")},
     },
     # What `small` leaves at chance: queries and games whose words the bundled model has never seen want more of a beginning.
     ("sql", "small"): {

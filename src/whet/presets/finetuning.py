@@ -213,4 +213,4 @@ LEADERBOARD: dict[str, dict[str, Any]] = {
     },
 }
 """Method -> `env`, `recipes`, `baseline` (one of them), `claim` (the recipe that is held against it), sizes under "",
-options of methods under their names, and a `note` where what the paper claims is not what is found."""
+options of methods under their names, and a `note` on what a reader of the table must know besides."""
